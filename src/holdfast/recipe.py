@@ -1,0 +1,315 @@
+"""What a recipe may say: TOML in, a resolved recipe out.
+
+A recipe is one TOML file that says all of a run. Every table and key is listed here with its default; a key that is not listed is an
+error that names the ones that are. Nothing configured is ever silently ignored: a table that belongs to one function (a loss) is bound
+to that function's keyword arguments by `bind`, which refuses what the function does not take.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from holdfast.errors import RecipeError
+
+Positive = Annotated[int, Field(gt=0)]
+T = typing.TypeVar("T", bound="Table")
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Table(BaseModel):
+    """One table of a recipe: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunTable(Table):
+    """[run]: what the run is computed with. Digests are the same on the same machine with the same values."""
+
+    name: str = "run"
+    seed: int = 0
+    threads: int = Field(2, ge=1, le=256, description="CPU threads; sums depend on it, so it is part of the recipe")
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class SplitTable(Table):
+    """[data.split]: a partition by prompt group. What is in no named part is `train`; held-out categories are the part `ood`."""
+
+    seed: int = 0
+    validation: Fraction = 0.05
+    test: Fraction = 0.1
+    stratify: bool = True
+    holdout: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _leave_some_to_train_on(self) -> SplitTable:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation + test is {self.validation + self.test:g}: nothing is left to train on")
+        return self
+
+
+class DataTable(Table):
+    """[data]: the frozen dataset and its split. `root`, where given, must be the dataset's root."""
+
+    dataset: str
+    root: str | None = None
+    split: SplitTable = SplitTable()
+
+
+class TrainTable(Table):
+    """[train]: the loop. Counts are optimiser steps; `batch` counts judgements per step, over all micro-batches."""
+
+    batch: Positive = 16
+    micro_batch: Positive | None = Field(None, description="judgements per forward; default: the whole batch at once")
+    per_prompt: Positive | None = Field(None, description="most judgements of one prompt that a step may take")
+    steps: Positive | None = None
+    epochs: float | None = Field(None, gt=0)
+    lr: float = Field(1e-5, gt=0)
+    warmup: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_end: float = Field(0.0, ge=0, description="the schedule's last rate, as a share of lr")
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
+    eval_every: int | None = Field(None, ge=1, description="steps between held-out figures")
+    eval_rows: Positive | None = Field(None, description="held-out judgements per evaluation; default: all")
+    stop_on: str | None = Field(None, description="held-out figure to stop on; its best weights are the result")
+    patience: Positive = 3
+    checkpoint_every: Positive = 50
+    keep_checkpoints: Positive = 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainTable:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs both say how long to train; give one")
+        if self.stop_on is not None and self.eval_every is None:
+            raise ValueError("stop_on needs eval_every: the figure to stop on must be measured")
+        if self.micro_batch is not None and self.micro_batch > self.batch:
+            raise ValueError(f"micro_batch {self.micro_batch} is larger than batch {self.batch}")
+        return self
+
+
+class ScratchTable(Table):
+    """[model.scratch]: a tokenizer and a small Llama-shaped decoder, trained by `sft` on the dataset's own preferred responses."""
+
+    vocab: int = Field(4096, ge=300)
+    hidden: Positive = 256
+    layers: Positive = 4
+    heads: Positive = 4
+    kv_heads: Positive | None = None
+    ffn: Positive | None = None
+    context: Positive = 1024
+    train: TrainTable = TrainTable(epochs=1, lr=1e-3, warmup=20)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ScratchTable:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(f"hidden {self.hidden} must be an even multiple of heads {self.heads}")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        return self
+
+
+class ModelTable(Table):
+    """[model]: exactly one of a `transformers` folder (or a run folder), a hub name, or a model made from nothing."""
+
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    scratch: ScratchTable | None = None
+    compute: Literal["auto", "packed", "padded"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelTable:
+        given = [k for k in ("path", "hub", "scratch") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"say exactly one of path, hub, scratch; given: {', '.join(given) or 'none'}")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision goes with hub")
+        return self
+
+
+class TextTable(Table):
+    """[text]: how text becomes tokens. What happens to a row that is too long is the user's choice; `refuse` stops and counts them."""
+
+    max_length: Positive = 1024
+    too_long: Literal["refuse", "drop", "truncate-prompt-left", "truncate-response-right"] = "refuse"
+
+
+class EvaluateTable(Table):
+    """[evaluate]: what follows training."""
+
+    parts: tuple[str, ...] = ("validation", "test", "ood")
+    bootstrap: Positive = 1000
+    examples: int = Field(8, ge=0)
+
+
+class Recipe(Table):
+    """All of a run. `objective` holds `kind` and that objective's own keys, bound when the objective is built."""
+
+    run: RunTable = RunTable()
+    data: DataTable
+    model: ModelTable
+    text: TextTable = TextTable()
+    objective: dict[str, Any]
+    train: TrainTable = TrainTable(epochs=1)
+    evaluate: EvaluateTable = EvaluateTable()
+
+    @model_validator(mode="after")
+    def _kind(self) -> Recipe:
+        if not isinstance(self.objective.get("kind"), str):
+            raise ValueError('[objective] needs kind = "sft", "reward", "dpo", ...')
+        return self
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(_drop_none(self.model_dump(mode="json")))
+
+    def digest(self) -> str:
+        """SHA-256 of what the recipe says, less where things lie: a moved folder is the same recipe.
+
+        The dataset's root and the base model's digest, which the ledger commits to beside this digest, say what lay there.
+        """
+        said = self.model_dump(mode="json")
+        said["data"].pop("dataset")
+        said["data"].pop("root")
+        said["model"].pop("path")
+        return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], settings: Sequence[str] = ()) -> Recipe:
+    """A recipe from a TOML file or a mapping, with `key=value` settings (dotted keys, TOML values) laid over it.
+
+    Raises RecipeError naming the key, its value and what is allowed.
+    """
+    if isinstance(source, Mapping):
+        said, where = json.loads(json.dumps(source)), "recipe"
+    else:
+        path = Path(source)
+        where = str(path)
+        try:
+            said = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError(f"recipe {where} does not exist") from None
+        except IsADirectoryError:
+            raise RecipeError(f"recipe {where} is a folder; name the TOML file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+            raise RecipeError(f"recipe {where} is not TOML: {problem}") from None
+    for setting in settings:
+        _lay_over(said, setting)
+    return parse(Recipe, said, where)
+
+
+def parse(schema: type[T], said: Mapping[str, Any], where: str) -> T:
+    """Validate a mapping against a table's schema; one RecipeError with every problem in it."""
+    try:
+        return schema.model_validate(said)
+    except ValidationError as problems:
+        lines = [_plain(schema, p) for p in problems.errors()]
+        raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keyword arguments of `function` that `table` gives, defaults filled in.
+
+    Only keyword-only parameters can be bound. An unknown key, a wrong type or a missing required key is a RecipeError.
+    """
+    parameters = {n: p for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    hints = typing.get_type_hints(function)
+    for key in table:
+        if key not in parameters:
+            raise RecipeError(f"{where}: {_unknown(key, list(parameters))}")
+    bound: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        if name in table:
+            bound[name] = _typed(table[name], hints.get(name, Any), f"{where}: {name}")
+        elif parameter.default is parameter.empty:
+            raise RecipeError(f"{where}: {name} must be given")
+        else:
+            bound[name] = parameter.default
+    return bound
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as `hint` (bool, int, float, str, Literal, or one of those or None), or a RecipeError."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        elif option is Any or (isinstance(option, type) and type(value) is option):
+            return value
+        elif typing.get_origin(option) in (dict, list, tuple) and isinstance(value, dict | list | tuple):
+            return value
+    named = " or ".join(
+        " | ".join(map(repr, typing.get_args(o))) if typing.get_origin(o) is Literal else getattr(o, "__name__", str(o))
+        for o in options
+    )
+    raise RecipeError(f"{where} = {value!r} should be {named}")
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown key {key!r}{hint} (known: {', '.join(sorted(known)) or 'none'})"
+
+
+def _plain(schema: type[Table], problem: Any) -> str:
+    """One pydantic problem in the words of the recipe."""
+    *tables, key = [str(part) for part in problem["loc"]] or [""]
+    where = f"[{'.'.join(tables)}] " if tables else ""
+    if problem["type"] == "extra_forbidden":
+        return where + _unknown(key, list(_table_at(schema, tables).model_fields))
+    if problem["type"] == "missing":
+        return f"{where}{key} must be given"
+    message = problem["msg"].removeprefix("Value error, ")
+    at = ".".join(problem["loc"][:-1] and tables)
+    if problem["type"] == "value_error":
+        return f"[{'.'.join([*tables, key])}] {message}" if key else message
+    return f"{'[' + at + '] ' if at else ''}{key} = {problem['input']!r}: {message}"
+
+
+def _table_at(schema: type[Table], path: Sequence[str]) -> type[Table]:
+    for part in path:
+        annotation = schema.model_fields[part].annotation
+        options = typing.get_args(annotation) or (annotation,)
+        schema = next(o for o in options if isinstance(o, type) and issubclass(o, Table))
+    return schema
+
+
+def _lay_over(said: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise RecipeError(f"setting {setting!r} should be key=value, such as train.lr=1e-5")
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *tables, last = key.strip().split(".")
+    at = said
+    for name in tables:
+        at = at.setdefault(name, {})
+        if not isinstance(at, dict):
+            raise RecipeError(f"setting {setting!r}: {name!r} is a value in the recipe, not a table")
+    at[last] = value
+
+
+def _drop_none(value: Any) -> Any:
+    """TOML has no null: an absent key says the same."""
+    if isinstance(value, dict):
+        return {k: _drop_none(v) for k, v in value.items() if v is not None}
+    return value
