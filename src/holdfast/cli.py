@@ -1,0 +1,316 @@
+"""The command line: a verb each. Parse, call, print; no logic.
+
+Exit status: 0 done; 1 the thing asked for does not hold (verify, replay); 2 the user's mistake, said on standard error without a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from holdfast.errors import HoldfastError
+
+app = typer.Typer(
+    name="holdfast",
+    help="Learn from preferences that are already collected, and prove which rows made which step.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out, err = Console(), Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe, such as train.lr=1e-5.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+def _say(as_json: bool, said: dict[str, Any], *lines: str) -> None:
+    """One JSON object, or lines for a person."""
+    if as_json:
+        sys.stdout.write(orjson.dumps(said, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode() + "\n")
+    else:
+        for line in lines:
+            out.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def freeze(
+    files: Annotated[list[Path], typer.Argument(help="jsonl, json, csv or parquet, also .gz or .zst; or a `datasets` folder.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="The dataset folder to make.")],
+    format: Annotated[str | None, typer.Option(help="The input's format; detected from the columns where not given.")] = None,
+    map: Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Read FIELD from COLUMN.")] = None,
+    on_error: Annotated[str, typer.Option(help="stop: freeze nothing if a row is rejected. skip: freeze the rest.")] = "stop",
+    json: Json = False,
+) -> None:
+    """Read, validate and freeze files into an immutable dataset named by its root digest."""
+    from holdfast.data.freeze import freeze as run
+
+    frozen = run(files, output, format=format, mapping=_mapping(map or []), on_error=on_error)
+    d = frozen.dataset
+    _say(
+        json,
+        {"root": frozen.root, "accepted": frozen.accepted, "rejected": frozen.rejected, "rejects": frozen.rejects},
+        f"[bold]{output}[/]  root {frozen.root}",
+        f"  {frozen.accepted:,} rows accepted, {frozen.rejected:,} rejected"
+        + (f" (listed in {output / 'rejects.jsonl'})" if frozen.rejected else ""),
+        f"  {d.n_prompts:,} prompts, {d.n_responses:,} responses, {d.n_judgements:,} judgements",
+    )
+
+
+def _mapping(pairs: Sequence[str]) -> dict[str, str] | None:
+    mapping = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise HoldfastError(f"--map {pair!r} should be FIELD=COLUMN, such as prompt=question")
+        mapping[field] = column
+    return mapping or None
+
+
+@app.command()
+def split(
+    dataset: Annotated[Path, typer.Argument(help="A frozen dataset.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="The folder to write the split into.")],
+    seed: Annotated[int, typer.Option()] = 0,
+    validation: Annotated[float, typer.Option(help="Share of prompts for validation.")] = 0.05,
+    test: Annotated[float, typer.Option(help="Share of prompts for the test.")] = 0.1,
+    stratify: Annotated[bool, typer.Option(help="Keep the shares within every category.")] = True,
+    holdout: Annotated[list[str] | None, typer.Option(metavar="CATEGORY", help="Hold a whole category out, as `ood`.")] = None,
+    json: Json = False,
+) -> None:
+    """Partition a dataset by prompt group; hold out categories."""
+    from holdfast.data.dataset import open_dataset
+    from holdfast.data.splits import make_split
+    from holdfast.recipe import SplitTable, parse
+
+    table = {"seed": seed, "validation": validation, "test": test, "stratify": stratify, "holdout": holdout or []}
+    made = make_split(open_dataset(dataset), parse(SplitTable, table, "split"))
+    made.save(output)
+    sizes = {name: len(rows) for name, rows in made.parts.items()}
+    _say(
+        json,
+        {"digest": made.digest, "dataset": made.dataset_root, "parts": sizes},
+        f"[bold]{output}[/]  split {made.digest}",
+        "  " + ", ".join(f"{name} {n:,}" for name, n in sizes.items()) + " judgements",
+    )
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML).")],
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder; default: runs/NAME, by the recipe.")] = None,
+    set: Set = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train what a recipe says: sft, reward, dpo and its family."""
+    from holdfast import pipeline
+    from holdfast.recipe import load_recipe
+
+    said = load_recipe(recipe, set or [])
+    _trained(pipeline.train(said, output or Path("runs") / said.run.name, quiet=quiet or json), json)
+
+
+@app.command()
+def resume(run: RunFolder, quiet: Quiet = False, json: Json = False) -> None:
+    """Go on with an interrupted run, to the same bytes as if nothing had happened."""
+    from holdfast import pipeline
+
+    _trained(pipeline.resume(run, quiet=quiet or json), json)
+
+
+def _trained(run: Any, json: bool) -> None:
+    _say(
+        json,
+        {
+            "run": str(run.folder),
+            "steps": run.steps,
+            "ledger_head": run.ledger_head,
+            "weights_digest": run.weights_digest,
+            "stopped": run.stopped,
+        },
+        f"[bold]{run.folder}[/]  {run.steps} steps, stopped: {run.stopped}",
+        f"  ledger head     {run.ledger_head}",
+        f"  weights digest  {run.weights_digest}",
+        f"  go on with      holdfast resume {run.folder}" if run.stopped == "interrupted" else f"  report          {run.folder / 'report.html'}",
+    )
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    on: Annotated[Path | None, typer.Option("--on", metavar="DATASET", help="Another frozen dataset; default: the run's own held-out parts.")] = None,
+    json: Json = False,
+) -> None:
+    """Score every row into a table, and derive all figures from that table."""
+    from holdfast import pipeline
+
+    metrics = pipeline.evaluate(run, on)
+    if json:
+        _say(True, {"metrics": metrics})
+    else:
+        out.print(figures_table(metrics))
+
+
+def figures_table(metrics: dict[str, Any]) -> Table:
+    """Accuracy with interval per part, the two shortcuts beside it."""
+    table = Table(title="Held-out accuracy, 95 % interval over prompts", title_justify="left", header_style="bold")
+    for column in ("part", "judgements", "accuracy", "longer wins", "bag of words"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part, f in metrics["parts"].items():
+        table.add_row(part, f"{f['n']:,}", *(interval(f[name]) for name in ("accuracy", "longer", "bow")))
+    return table
+
+
+def interval(figure: dict[str, float] | None) -> str:
+    return "-" if not figure or figure["value"] is None else f"{figure['value']:.3f} [{figure['lo']:.3f}, {figure['hi']:.3f}]"
+
+
+@app.command()
+def score(
+    run: RunFolder,
+    file: Annotated[Path, typer.Argument(help="Rows with a prompt and a response (or any format that freeze reads).")],
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Write JSON lines here instead of printing them.")] = None,
+    json: Json = False,
+) -> None:
+    """Rewards, or implicit rewards, for given responses."""
+    from holdfast import pipeline
+
+    rows = pipeline.score(run, file)
+    lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+    if output is not None:
+        output.write_bytes(lines)
+        _say(json, {"scores": str(output), "rows": len(rows)}, f"{len(rows):,} responses scored into {output}")
+    elif json:
+        _say(True, {"scores": rows})
+    else:
+        sys.stdout.write(lines.decode())
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="RUN|DATASET", help="A run folder or a dataset folder.")],
+    head: Annotated[str | None, typer.Option(help="The published ledger head: also shows a ledger cut short.")] = None,
+    json: Json = False,
+) -> None:
+    """Check that everything hashes to what it says. Needs no model code; takes seconds."""
+    from holdfast.train.verify import verify as check
+
+    problems = [p.__dict__ if hasattr(p, "__dict__") else p._asdict() for p in check(path, head=head)]
+    ok = not problems
+    lines = [f"[red]{p['what']}[/] at {p['where']}: found {p['found']}, expected {p['expected']}" for p in problems]
+    _say(json, {"ok": ok, "problems": problems}, *lines, f"[bold]{path}[/] " + ("[green]holds[/]" if ok else f"[red]{len(problems)} problems[/]"))
+    if not ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def replay(
+    run: RunFolder,
+    steps: Annotated[str, typer.Option(metavar="A:B", help="Steps A to B, both included.")],
+    json: Json = False,
+) -> None:
+    """Recompute a window of steps and compare it with the ledger to the byte."""
+    from holdfast import pipeline
+
+    first, colon, last = steps.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        raise HoldfastError(f"--steps {steps!r} should be A:B, such as 10:20")
+    done = pipeline.replay(run, int(first), int(last))
+    _say(json, done, *(f"[red]{p}[/]" for p in done["problems"]), f"steps {first} to {last}: " + ("[green]same bytes[/]" if done["ok"] else "[red]not the same[/]"))
+    if not done["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def trace(
+    run: RunFolder,
+    row: Annotated[str | None, typer.Option(help="A judgement's id, or its first characters: the steps that used it.")] = None,
+    step: Annotated[int | None, typer.Option(help="A step: its rows, annotators and lines of the original files.")] = None,
+    json: Json = False,
+) -> None:
+    """Which steps used a row; which rows, annotators and files made a step."""
+    from holdfast.train.trace import trace_row, trace_step
+
+    if (row is None) == (step is None):
+        raise HoldfastError("trace needs one of --row ID and --step N")
+    if row is not None:
+        said = trace_row(run, row)
+        _say(json, said, f"row {said['row']}", *(f"  step {s['step']}  loss {s['loss']:.6g}" for s in said["steps"]))
+    else:
+        said = trace_step(run, step)
+        _say(
+            json,
+            said,
+            f"step {step}",
+            *(f"  {r['id'][:16]}  {r.get('annotator') or '-':<14} {'; '.join(f'{f}:{n}' for f, n in r.get('origins', []))}" for r in said["rows"]),
+        )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Two or more evaluated runs; the first is the one compared with.")],
+    json: Json = False,
+) -> None:
+    """Paired comparison of runs on the rows that all of them were evaluated on, with intervals."""
+    from holdfast.evaluate.compare import compare as pair
+
+    said = pair(runs)
+    table = Table(title=f"Accuracy against {runs[0]}, same rows, 95 % interval over prompts", title_justify="left", header_style="bold")
+    for column in ("run", "part", "judgements", "accuracy", "difference"):
+        table.add_column(column)
+    for line in said["comparisons"]:
+        table.add_row(line["run"], line["part"], f"{line['n']:,}", f"{line['accuracy']:.3f}", interval(line["difference"]))
+    if json:
+        _say(True, said)
+    else:
+        out.print(table)
+
+
+@app.command()
+def report(run: RunFolder, json: Json = False) -> None:
+    """One self-contained HTML page for a run."""
+    from holdfast.report.page import write_report
+
+    page = write_report(run)
+    _say(json, {"report": str(page)}, f"{page}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--out", "-o", help="Where the demonstration's dataset and runs go.")] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(help="Another seed is another world, another dataset and another run.")] = 0,
+    json: Json = False,
+) -> None:
+    """The whole main job on the built-in world: freeze, train, evaluate, and score samples by the known gold reward."""
+    from holdfast.demo.main import demo as run
+
+    said = run(output, seed=seed, quiet=json)
+    _say(json, said) if json else out.print(said["table"])
+
+
+def main() -> None:
+    """The `holdfast` command."""
+    try:
+        app(standalone_mode=True)
+    except HoldfastError as problem:
+        err.print(f"holdfast: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)
+    except OSError as problem:
+        err.print(f"holdfast: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,393 @@
+"""The main flow, top to bottom: open, split, build, fit, evaluate, write.
+
+    dataset -> split -> base -> tokens -> objective -> fit -> run -> evaluate -> results -> report
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast.data.dataset import Dataset, open_dataset
+from holdfast.data.freeze import freeze_records
+from holdfast.data.read import read_files
+from holdfast.data.records import Judgement
+from holdfast.data.splits import Split, load_split, make_split
+from holdfast.data.views import Comparisons, comparisons, preferred
+from holdfast.errors import DataError, IntegrityError, RecipeError
+from holdfast.evaluate.shortcuts import BagOfWords, longer, plain_text
+from holdfast.evaluate.table import KL_SCORES, POLICY_SCORES, SCORES, choose_examples, evaluation_table, write_evaluation
+from holdfast.language.objectives import Preference, Reward, Sft, needs_reference, pair_losses
+from holdfast.language.planning import by_prompt
+from holdfast.language.policy import Policy, RewardModel, load_base, save_model
+from holdfast.language.reference import Group, Reference, reference_logps
+from holdfast.language.scratch import dataset_texts, make_model, train_tokenizer
+from holdfast.language.tokens import Tokens, decode_pieces, tokenise
+from holdfast.recipe import Recipe, bind, load_recipe
+from holdfast.report.page import write_report
+from holdfast.train import replay as _replay
+from holdfast.train.checkpoint import weights_digest
+from holdfast.train.determinism import deterministic, environment_digest
+from holdfast.train.fit import fit
+from holdfast.train.ledger import read_head
+from holdfast.train.objective import Rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: resolved recipe, ledger, checkpoints, model, results, report."""
+
+    folder: Path
+    steps: int
+    ledger_head: str
+    weights_digest: str | None
+    stopped: str
+
+    def evaluate(self, on: str | Path | None = None) -> dict[str, Any]:
+        """The metrics of `holdfast.evaluate` for this run."""
+        return evaluate(self.folder, on)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that `fit` takes: what `train` and `replay` share."""
+
+    recipe: Recipe
+    dataset: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    objective: Sft | Reward | Preference
+    rows: Rows
+    held_out: np.ndarray | None
+    facts: dict[str, Any]
+    left_out: list[tuple[int, str]]
+
+
+def train(
+    recipe: Recipe | str | Path | Mapping[str, Any], out: str | Path, settings: Sequence[str] = (), quiet: bool = False
+) -> Run:
+    """Train what `recipe` says into the folder `out`; a folder that was interrupted goes on where its last checkpoint stands.
+
+    Raises RecipeError, DataError or IntegrityError naming what is wrong, before the first step wherever it can be known by then.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
+    folder = Path(out)
+    with deterministic(recipe.run):
+        prepared = prepare(recipe, folder, quiet)
+        _write_left_out(folder, prepared)
+        done = fit(
+            prepared.objective,
+            prepared.rows,
+            recipe.train,
+            recipe.run,
+            folder,
+            facts=prepared.facts,
+            held_out=prepared.held_out,
+            on_final=lambda temporary: save_model(prepared.objective.model, prepared.tokenizer, temporary),
+            quiet=quiet,
+        )
+    if done.stopped != "interrupted":
+        evaluate(folder)
+        write_report(folder)
+    return Run(folder, done.steps, done.ledger_head, done.weights_digest, done.stopped)
+
+
+def resume(run: str | Path, quiet: bool = False) -> Run:
+    """Go on with an interrupted run. The bytes are those of a run that was never interrupted."""
+    return train(_recipe_of(Path(run)), run, quiet=quiet)
+
+
+def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
+    """Everything before the first step: data, split, base, tokens, objective. Writes the resolved recipe and the split."""
+    dataset = open_dataset(recipe.data.dataset)
+    if recipe.data.root not in (None, dataset.root):
+        raise IntegrityError(f"dataset {dataset.path} has root {dataset.root}, the recipe wants {recipe.data.root}")
+    split = make_split(dataset, recipe.data.split)
+    _write_recipe(recipe, folder)
+    split.save(folder)
+    model, tokenizer = _base(recipe, dataset, split, folder, quiet)
+    base = weights_digest(model)
+
+    held_out = split.parts.get("validation", np.zeros(0, dtype=np.int64))
+    wanted = np.concatenate([split.parts["train"], held_out])
+    kind, table = recipe.objective["kind"], {k: v for k, v in recipe.objective.items() if k != "kind"}
+    view: Any = preferred(dataset, wanted) if kind == "sft" else comparisons(dataset, wanted)
+    tokens = tokenise(dataset, np.unique(view.row), tokenizer, recipe.text)
+    left_out = [*view.left_out, *tokens.left_out]
+    view = preferred(dataset, tokens.rows) if kind == "sft" else comparisons(dataset, tokens.rows)
+    objective = _objective(recipe, kind, table, model, tokenizer, tokens, view, base)
+
+    train_rows = split.parts["train"][np.isin(split.parts["train"], view.row)]
+    held_out = held_out[np.isin(held_out, view.row)]
+    if not len(train_rows):
+        raise DataError(f"no judgement of {dataset.path} is left to train on: {_counts(left_out)}")
+    if recipe.train.eval_rows is not None:
+        held_out = held_out[np.linspace(0, len(held_out) - 1, min(len(held_out), recipe.train.eval_rows), dtype=int)]
+    rows = Rows([dataset.row_id(i) for i in train_rows.tolist()], dataset.prompt_of[train_rows].astype(np.int64), train_rows)
+    facts = {
+        "recipe": recipe.digest(),
+        "dataset": dataset.root,
+        "split": split.digest,
+        "base": base,
+        "tokens": {"key": tokens.key, **tokens.facts},
+        "compute": {"path": objective.wrapped.compute, "why": objective.wrapped.why},
+        "left_out": _counts(left_out),
+    }
+    return Prepared(recipe, dataset, tokenizer, objective, rows, held_out if len(held_out) else None, facts, left_out)
+
+
+def _base(
+    recipe: Recipe, dataset: Dataset, split: Split, folder: Path, quiet: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that training starts from. From scratch it is made by a run of its own, `sft` in the folder `base`."""
+    source = recipe.model
+    if source.scratch is None:
+        return load_base(source.path or source.hub, hub=source.hub is not None, revision=source.revision)
+    if recipe.objective["kind"] == "sft":
+        tokenizer = train_tokenizer(dataset_texts(dataset, split.parts["train"]), source.scratch.vocab)
+        return make_model(source.scratch, tokenizer, recipe.run.seed), tokenizer
+    said = {"objective": {"kind": "sft"}, "train": source.scratch.train}
+    train(recipe.model_copy(update=said), folder / "base", quiet=quiet)
+    return load_base(folder / "base")
+
+
+def _objective(
+    recipe: Recipe,
+    kind: str,
+    table: Mapping[str, Any],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Tokens,
+    view: Any,
+    base: str,
+) -> Sft | Reward | Preference:
+    """The objective that [objective] names, with the rest of the table bound to its loss."""
+    micro = recipe.train.micro_batch or recipe.train.batch
+    model.to(recipe.run.device)
+    if kind == "sft":
+        bind(lambda: None, table, "[objective] of sft")
+        return Sft(Policy(model, recipe.model.compute), tokens, view, micro)
+    if kind == "reward":
+        scorer = RewardModel.on(model, tokenizer, seed=recipe.run.seed, compute=recipe.model.compute)
+        return Reward(scorer, tokens, view, table=table, micro_batch=micro)
+    if kind in pair_losses():
+        policy = Policy(model, recipe.model.compute)
+        reference = _reference(policy, base, tokens, _groups(view), recipe) if needs_reference(kind) else None
+        return Preference(policy, tokens, view, reference, loss=kind, table=table, micro_batch=micro)
+    raise RecipeError(f"[objective] kind = {kind!r} is unknown (known: sft, reward, {', '.join(pair_losses())})")
+
+
+def _groups(view: Comparisons) -> list[Group]:
+    return by_prompt(np.repeat(view.prompt, 2).tolist(), np.stack([view.a, view.b], axis=1).ravel().tolist())
+
+
+def _reference(policy: Policy, base: str, tokens: Tokens, groups: Sequence[Group], recipe: Recipe) -> Reference:
+    return reference_logps(policy, base, tokens, groups, environment_digest(recipe.run))
+
+
+def replay(run: str | Path, first: int, last: int) -> dict[str, Any]:
+    """Recompute steps `first` to `last` (both included) and compare every ledger entry to the byte."""
+    folder = Path(run)
+    recipe = _recipe_of(folder)
+    with deterministic(recipe.run), tempfile.TemporaryDirectory() as scratch:
+        p = prepare(recipe, folder, quiet=True)
+        return _replay.replay(p.objective, p.rows, recipe.train, recipe.run, folder, first, last, facts=p.facts, scratch=Path(scratch))
+
+
+def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
+    """Score every held-out judgement of a run (or every one of another dataset) into a table; all figures are derived from it.
+
+    Writes RUN/evaluations/NAME/ (rows.parquet, metrics.json, examples.json); NAME is `held-out`, or the other dataset's root.
+    """
+    folder = Path(run)
+    recipe = _recipe_of(folder)
+    with deterministic(recipe.run):
+        own = open_dataset(recipe.data.dataset)
+        split = load_split(folder, own)
+        if on is None:
+            dataset, name = own, "held-out"
+            parts = {part: split.parts[part] for part in recipe.evaluate.parts if len(split.parts.get(part, ()))}
+            if not parts:
+                raise DataError(f"run {folder} has nothing held out in {', '.join(recipe.evaluate.parts)}; evaluate it --on a dataset")
+        else:
+            dataset = open_dataset(on)
+            name, parts = dataset.root[:16], {"all": np.arange(dataset.n_judgements)}
+        model, tokenizer = load_base(folder)
+        view = comparisons(dataset, np.concatenate(list(parts.values())))
+        if not len(view.row):
+            raise DataError(f"nothing in {dataset.path} compares two responses: {_counts(view.left_out)}")
+        tokens = tokenise(dataset, np.unique(view.row), tokenizer, recipe.text)
+        left_out = [*view.left_out, *tokens.left_out]
+        view = comparisons(dataset, tokens.rows)
+        scorer, reference = _scorer(recipe, folder, model, tokenizer, tokens, view, _groups(view))
+        scores = scorer.scores(tokens.rows, reference)
+        order = np.argsort(scores["edge"])
+
+        words = BagOfWords.fit(own, comparisons(own, split.parts["train"]))
+        table = evaluation_table(
+            dataset,
+            view,
+            parts,
+            {k: scores[k][order] for k in (*SCORES, *POLICY_SCORES, *KL_SCORES) if k in scores},
+            longer=longer(dataset, view),
+            bow=words.margins(dataset, view),
+        )
+        facts = {
+            "dataset_root": dataset.root,
+            "split_digest": split.digest if on is None else None,
+            "ledger_head": read_head(folder),
+            "weights_digest": weights_digest(model),
+            "objective": recipe.objective,
+            "left_out": _counts(left_out),
+            "bag of words": words.facts,
+        }
+        shown = [
+            _example(dataset, view, i, scorer, tokenizer, str(table["part"][i]), table["category"][i].as_py())
+            for i in choose_examples(table, recipe.evaluate.examples)
+        ]
+    return write_evaluation(
+        folder / "evaluations" / name, table, facts, examples=shown, bootstrap=recipe.evaluate.bootstrap, seed=recipe.run.seed
+    )
+
+
+def _scorer(
+    recipe: Recipe, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, view: Comparisons,
+    groups: Sequence[Group],
+) -> tuple[Reward | Preference, Policy | None]:
+    """A finished run's model as what scores comparisons, and the reference policy where the run has one."""
+    kind, table = recipe.objective["kind"], {k: v for k, v in recipe.objective.items() if k != "kind"}
+    micro = recipe.train.micro_batch or recipe.train.batch
+    model.to(recipe.run.device)
+    if kind == "reward":
+        scorer = RewardModel.on(model, tokenizer, seed=recipe.run.seed, compute=recipe.model.compute)
+        return Reward(scorer, tokens, view, table=table, micro_batch=micro), None
+    policy = Policy(model, recipe.model.compute)
+    if kind == "sft":  # no preference was trained: a response's score is its mean log-probability per token
+        return Preference(policy, tokens, view, None, loss="simpo", table={"beta": 1.0, "gamma": 0.0}, micro_batch=micro), None
+    if not needs_reference(kind):
+        return Preference(policy, tokens, view, None, loss=kind, table=table, micro_batch=micro), None
+    base, _ = _start(recipe, folder)
+    reference = Policy(base.to(recipe.run.device), recipe.model.compute)
+    artefact = _reference(reference, weights_digest(base), tokens, groups, recipe)
+    return Preference(policy, tokens, view, artefact, loss=kind, table=table, micro_batch=micro), reference
+
+
+def _start(recipe: Recipe, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base of a run that has been trained: where it came from, or the run in `base` that made it."""
+    if recipe.model.scratch is not None:
+        return load_base(folder / "base")
+    return load_base(recipe.model.path or recipe.model.hub, hub=recipe.model.hub is not None, revision=recipe.model.revision)
+
+
+def _example(
+    dataset: Dataset,
+    view: Comparisons,
+    edge: int,
+    scorer: Reward | Preference,
+    tokenizer: PreTrainedTokenizerBase,
+    part: str,
+    category: str | None,
+) -> dict[str, Any]:
+    """One comparison as the report shows it: texts, rewards, and what each token adds."""
+    a_first = view.p[edge] >= 0.5
+    sides = {"chosen": view.a[edge] if a_first else view.b[edge], "rejected": view.b[edge] if a_first else view.a[edge]}
+    said: dict[str, Any] = {
+        "judgement": dataset.row_id(int(view.row[edge])),
+        "part": part,
+        "category": category,
+        "p": float(max(view.p[edge], 1 - view.p[edge])),
+        "prompt_text": plain_text(dataset.prompt_contents([int(view.prompt[edge])])[0]) or "",
+    }
+    for side, response in sides.items():
+        values = scorer.contributions(int(view.prompt[edge]), int(response))
+        pieces = decode_pieces(tokenizer, scorer.tokens.responses[int(response)])
+        said[side] = {
+            "text": plain_text(dataset.response_contents([int(response)])[0]) or "",
+            "reward": float(values.sum()),
+            "tokens": [{"piece": piece, "value": float(value)} for piece, value in zip(pieces, values, strict=True)],
+        }
+    return said
+
+
+def score(run: str | Path, file: str | Path) -> list[dict[str, Any]]:
+    """Rewards (a reward model's) or implicit rewards (a policy's) for the responses in `file`, in its order.
+
+    A row is {"prompt": ..., "response": ...}, or anything that `freeze` reads. Returns one {"file", "row", "response", "reward",
+    "tokens"} per response; a row that cannot be scored has "reward": None and its reason.
+    """
+    folder = Path(run)
+    recipe = _recipe_of(folder)
+    read = list(read_files([file], mapping=_score_mapping(Path(file))))
+    wanted: list[tuple[Any, Any, Any]] = []
+    for row in read:
+        for judgement in row.judgements:
+            wanted += [(row, judgement.prompt, response) for response in judgement.responses]
+    bad = [{"file": r.file, "row": r.row, "response": None, "reward": None, "reason": r.reason} for r in read if r.reason]
+    if not wanted:
+        raise DataError(f"{file} holds no response to score" + (f"; row {bad[0]['row']}: {bad[0]['reason']}" if bad else ""))
+    with deterministic(recipe.run), tempfile.TemporaryDirectory() as scratch:
+        dataset = freeze_records(
+            (Judgement("score", prompt, (response,), value=0.0, extra={"n": n}) for n, (_, prompt, response) in enumerate(wanted)),
+            Path(scratch) / "dataset",
+        )
+        model, tokenizer = load_base(folder)
+        tokens = tokenise(dataset, np.arange(dataset.n_judgements), tokenizer, recipe.text)
+        nothing = comparisons(dataset, np.zeros(0, dtype=np.int64))
+        asked = by_prompt(dataset.prompt_of[tokens.rows].tolist(), dataset.responses_of.take(tokens.rows).flat.tolist())
+        scorer, _ = _scorer(recipe, folder, model, tokenizer, tokens, nothing, asked)
+        place = {orjson.loads(extra)["n"]: i for i, extra in enumerate(dataset.column("extra"))}
+        kept = set(tokens.rows.tolist())
+        reasons = dict(tokens.left_out)
+        scored: list[dict[str, Any]] = []
+        for n, (row, _, response) in enumerate(wanted):
+            i = place[n]
+            said = {"file": row.file, "row": row.row, "response": plain_text(response)}
+            if i in kept:
+                r = int(dataset.responses_of[i][0])
+                values = scorer.contributions(int(dataset.prompt_of[i]), r)
+                scored.append({**said, "reward": float(values.sum()), "tokens": len(tokens.responses[r])})
+            else:
+                scored.append({**said, "reward": None, "reason": reasons[i]})
+    return scored + bad
+
+
+def _recipe_of(folder: Path) -> Recipe:
+    if not (folder / "recipe.toml").exists():
+        raise DataError(f"{folder} is not a run folder: it has no recipe.toml")
+    return load_recipe(folder / "recipe.toml")
+
+
+def _write_recipe(recipe: Recipe, folder: Path) -> None:
+    """The resolved recipe, with full paths, so that the run can be taken up from anywhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = folder / "recipe.toml"
+    if written.exists():
+        if load_recipe(written).digest() != recipe.digest():
+            raise RecipeError(f"{folder} holds a run of another recipe; choose another folder with -o, or delete it")
+        return
+    data = recipe.data.model_copy(update={"dataset": str(Path(recipe.data.dataset).resolve())})
+    path = recipe.model.path
+    model = recipe.model.model_copy(update={"path": str(Path(path).resolve()) if path else None})
+    temporary = written.with_suffix(".tmp")
+    temporary.write_text(recipe.model_copy(update={"data": data, "model": model}).to_toml(), encoding="utf-8")
+    temporary.replace(written)
+
+
+def _write_left_out(folder: Path, prepared: Prepared) -> None:
+    """Every judgement that training leaves out, with its reason and where it stood in the input."""
+    lines = [
+        {"row": prepared.dataset.row_id(row), "reason": reason, "origins": prepared.dataset.origins(row)}
+        for row, reason in prepared.left_out
+    ]
+    (folder / "left_out.jsonl").write_bytes(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
+
+
+def _counts(left_out: Sequence[tuple[int, str]]) -> dict[str, int]:
+    return dict(Counter(reason for _, reason in left_out).most_common())
