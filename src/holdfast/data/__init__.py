@@ -1,0 +1,1 @@
+"""Data: records, readers, frozen datasets, splits, and the views that feed losses. Never imports torch."""

@@ -1,0 +1,628 @@
+"""Freezing: records in, an immutable dataset out.
+
+Rows are hashed as they come and spilled to disk in sorted runs; the runs are then merged into the tables, so memory
+does not grow with the input. The folder is made beside its place and renamed into it when its manifest, the last file,
+is written: a process that is killed leaves no dataset that opens.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from holdfast.data.dataset import (
+    DIGEST,
+    FORMAT,
+    SCHEMAS,
+    Dataset,
+    canonical_json,
+    content_json,
+    dataset_root,
+    digests,
+    file_sha256,
+    judgement_id,
+    judgement_rows,
+    manifest_bytes,
+    open_dataset,
+    prompt_id,
+    response_id,
+    verify_dataset,
+)
+from holdfast.data.merkle import Merkle
+from holdfast.data.offline import refuse_dataset
+from holdfast.data.records import AnnotatorKind, Judgement, Reject, Segment
+from holdfast.data.validate import validate
+from holdfast.errors import DataError
+
+_SPILL = 16 << 20  # bytes of rows held before they are sorted and spilled
+_BLOCK = 512 << 10  # bytes of a run that a merge holds at a time
+_FAN_IN = 32  # runs merged at a time
+_GROUP_ROWS, _GROUP_BYTES = 2048, 4 << 20  # a table's row groups: small enough to read one text without reading many
+_ROW_COST = 1024  # what a judgement costs in memory beside its texts, about
+_LISTED = 20  # rejects that a message lists; the rest are in the file that it names
+
+
+class Rejects(Sequence[dict[str, Any]]):
+    """The input rows that could not become records: `{file, row, reason}` each, read from a file as they are asked
+    for.
+    """
+
+    def __init__(self, path: Path, count: int, by_reason: Counter[str]):
+        self.path = path
+        self.by_reason = by_reason
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
+            for line in file:
+                yield orjson.loads(line)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return list(self)[i]
+        i = i + self._count if i < 0 else i
+        for n, reject in enumerate(self):
+            if n == i:
+                return reject
+        raise IndexError(f"reject {i} of {self._count}")
+
+
+class RowsRejected(DataError):
+    """Some input rows could not become records, and `on_error` says to stop. `rejects` has every one."""
+
+    def __init__(self, message: str, accepted: int, rejects: Rejects):
+        super().__init__(message)
+        self.accepted = accepted
+        self.rejects = rejects
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a freeze did. `accepted` and `rejected` count input rows and add up to all of them."""
+
+    dataset: Dataset
+    root: str
+    accepted: int
+    rejected: int
+    rejects: Rejects
+
+
+def freeze(
+    files: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    format: str | None = None,
+    mapping: dict[str, str] | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    annotator: str | None = None,
+    annotator_kind: AnnotatorKind | None = None,
+    rubric: str | None = None,
+    category: str | None = None,
+    licence: str | None = None,
+) -> Frozen:
+    """Read preference files and freeze them as a dataset in the folder `out`.
+
+    format, mapping: see `read_files`; detected where not given.
+    on_error: "stop" reads everything, then raises RowsRejected if any row was rejected, and freezes nothing; every
+        reject is in `OUT.rejects.jsonl`. "skip" freezes the rest and keeps the rejects in the dataset folder.
+    annotator, annotator_kind, rubric, category, licence: for the judgements whose file does not say.
+
+    Freezing the same content into the same folder again does nothing; anything else that is in the way is a DataError.
+    """
+    from holdfast.data.read import read_files
+
+    if on_error not in ("stop", "skip"):
+        raise DataError(f"on_error = {on_error!r} should be 'stop' or 'skip'")
+    paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
+    if not paths:
+        raise DataError("no files to freeze")
+    for n, path in enumerate(paths):
+        if not path.exists():
+            raise DataError(f"input {path} does not exist")
+        if path.resolve() in [p.resolve() for p in paths[:n]]:
+            raise DataError(f"input {path} is named twice: each of its judgements would count twice")
+    said = {"annotator": annotator, "annotator_kind": annotator_kind, "rubric": rubric}
+    defaults = {k: v for k, v in {**said, "category": category, "licence": licence}.items() if v is not None}
+    aside = Path(f"{Path(out)}.rejects.jsonl")
+    with _Freezer(Path(out)) as work:
+        accepted = 0
+        for row in read_files(paths, format=format, mapping=mapping):
+            name, number = str(row.file), row.row
+            if row.reason is None:
+                for judgement in row.judgements:
+                    for key, value in defaults.items():
+                        if getattr(judgement, key) is None:
+                            setattr(judgement, key, value)
+                try:
+                    work.add(row.judgements, name, number)
+                    accepted += 1
+                except Reject as problem:
+                    work.reject(name, number, str(problem))
+            else:
+                work.reject(name, number, row.reason)
+        rejects = work.rejects()
+        counts = "".join(f"\n  {n} x {reason}" for reason, n in rejects.by_reason.most_common(_LISTED))
+        if rejects and (on_error == "stop" or accepted == 0):
+            shutil.copyfile(rejects.path, aside)
+            first = [
+                f"\n  {r['file']}, row {r['row']}: {r['reason']}" for r, _ in zip(rejects, range(_LISTED), strict=False)
+            ]
+            raise RowsRejected(
+                f"{len(rejects)} of {accepted + len(rejects)} input rows were rejected; nothing was frozen:{counts}\n"
+                f"the first {len(first)}:{''.join(first)}\n"
+                f"all are listed in {aside}; mend them, or freeze the others with --on-error skip",
+                accepted,
+                Rejects(aside, len(rejects), rejects.by_reason),
+            )
+        dataset = work.finish({str(path): _input_sha256(path) for path in paths})
+        aside.unlink(missing_ok=True)  # from an earlier attempt
+        kept = dataset.path / "rejects.jsonl"
+        if rejects.path.is_file() and file_sha256(rejects.path) != dataset.manifest["rejects"]["sha256"]:
+            kept = aside  # the dataset was there already, from files with other rejects
+            shutil.copyfile(rejects.path, aside)
+        rejects = Rejects(kept, len(rejects), rejects.by_reason)
+    return Frozen(dataset, dataset.root, accepted, len(rejects), rejects)
+
+
+def freeze_records(records: Iterable[Judgement | tuple[Judgement, str, int]], out: str | Path) -> Dataset:
+    """Freeze judgements made in Python, each alone or as (judgement, name of where it came from, row there).
+
+    The first that cannot be frozen is a DataError naming it.
+    """
+    with _Freezer(Path(out)) as work:
+        for n, record in enumerate(records):
+            judgement, name, row = record if isinstance(record, tuple) else (record, "records", n)
+            try:
+                work.add((judgement,), name, row)
+            except Reject as problem:
+                raise DataError(f"record {n}: {problem}") from None
+        return work.finish({})
+
+
+def write_rejects(rejects: Iterable[tuple[str, int, str]], path: str | Path) -> int:
+    """Write (file, row, reason) as JSON lines; how many there were."""
+    n = 0
+    with Path(path).open("wb") as file:
+        for name, row, reason in rejects:
+            file.write(_reject_line(name, row, reason))
+            n += 1
+    return n
+
+
+def _reject_line(name: str, row: int, reason: str) -> bytes:
+    said = {"file": name, "row": row, "reason": reason}
+    try:
+        return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # half a surrogate pair, quoted from the input
+        said = {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in said.items()}
+        return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class _Freezer:
+    """One dataset in the making: `add` and `reject` rows, then `finish`. Leaves nothing behind unless finished."""
+
+    def __init__(self, out: Path):
+        refuse_dataset(None, f"freeze a dataset into {out}")
+        if out.exists() and not out.is_dir():
+            raise DataError(f"{out} is a file; freeze needs a folder of its own")
+        if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+            raise DataError(f"{out} holds other files; freeze needs a new or an empty folder")
+        self.out = out
+        parent = out.absolute().parent
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for left in parent.glob(f".{out.name}.freezing-*"):
+                if not _alive(left.name.rpartition("-")[2]):
+                    shutil.rmtree(left, ignore_errors=True)  # of a freeze that was killed
+            self.folder = parent / f".{out.name}.freezing-{os.getpid()}"
+            self.folder.mkdir()
+        except FileExistsError:
+            raise DataError(f"this process is freezing into {out} already") from None
+        except OSError as problem:
+            raise DataError(f"cannot write beside {out}: {problem.strerror}") from None
+        self.files: dict[str, int] = {}
+        self.file_rows: list[int] = []
+        self.segments: bool | None = None
+        self._held = 0
+        self._seen: set[bytes] = set()
+        self._prompts: list[tuple[bytes, bytes]] = []
+        self._responses: list[tuple[bytes, bytes, bytes]] = []
+        self._judgements: list[tuple[Any, ...]] = []
+        self._by_reason: Counter[str] = Counter()
+        self._reject_file = (self.folder / "rejects.jsonl").open("wb")
+        runs = self.folder / "runs"
+        runs.mkdir()
+        place = [pa.field("file", pa.int32()), pa.field("row", pa.int64())]
+        self._sorters = {
+            "prompts": _Sorter(runs, "prompts", SCHEMAS["prompts"]),
+            "responses": _Sorter(runs, "responses", SCHEMAS["responses"]),
+            "judgements": _Sorter(runs, "judgements", pa.schema([*SCHEMAS["judgements"], *place])),
+        }
+
+    def __enter__(self) -> _Freezer:
+        return self
+
+    def __exit__(self, kind: object, raised: BaseException | None, trace: object) -> None:
+        self._reject_file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(raised, OSError):  # a full disk, a folder without permission
+            raise DataError(f"cannot freeze into {self.out}: {raised}") from None
+
+    def reject(self, name: str, row: int, reason: str) -> None:
+        self._by_reason[reason.partition(":")[0]] += 1  # what follows a colon is the row's own
+        self._reject_file.write(_reject_line(name, row, reason))
+        self._file(name)
+
+    def rejects(self) -> Rejects:
+        self._reject_file.flush()
+        return Rejects(self.folder / "rejects.jsonl", self._by_reason.total(), self._by_reason)
+
+    def _file(self, name: str) -> int:
+        number = self.files.setdefault(name, len(self.files))
+        if number == len(self.file_rows):
+            self.file_rows.append(0)
+        self.file_rows[number] += 1
+        return number
+
+    def add(self, judgements: Sequence[Judgement], name: str, row: int) -> None:
+        """Take one input row: all of its judgements, or none. Raises Reject with the reason."""
+        made = [self._canonical(judgement) for judgement in judgements]
+        if not made:
+            raise Reject("the row makes no judgement")
+        segments = isinstance(judgements[0].responses[0], Segment)
+        if self.segments is not segments:
+            if self.segments is not None:
+                raise DataError(f"{name}, row {row}: segments and text cannot be one dataset; freeze them apart")
+            self.segments = segments
+        file, seen = self._file(name), self._seen
+        for prompt, content, responses, said in made:
+            if prompt not in seen:
+                seen.add(prompt)
+                self._prompts.append((prompt, content))
+                self._held += 2 * len(content) + 256
+            for response, text in responses:
+                if response not in seen:
+                    seen.add(response)
+                    self._responses.append((response, prompt, text))
+                    self._held += 2 * len(text) + 384
+            self._judgements.append((*said, file, row))
+            self._held += _ROW_COST + sum(len(x) for x in said if isinstance(x, str))
+        if self._held > _SPILL:
+            self._spill()
+
+    def _canonical(self, j: Judgement) -> tuple[bytes, bytes, list[tuple[bytes, bytes]], tuple[Any, ...]]:
+        """(prompt id, its JSON, [(response id, its JSON)], the judgement's columns): the one form of what was said.
+
+        The same statement gives the same columns however the input laid it out: a pair is winner first, a tie sorted by
+        id, a soft preference turned to be at least 1/2 (sorted by id at 1/2), a ranking sorted by rank and id with
+        ranks 0, 1, 2, ...
+        """
+        validate(j)
+        try:
+            content = content_json(j.prompt)
+            prompt = prompt_id(content)
+            responses = [(response_id(prompt, text), text) for text in map(content_json, j.responses)]
+            extra = canonical_json(j.extra).decode() if j.extra else None
+        except TypeError as problem:  # what JSON cannot carry: half a surrogate pair, a date, an integer beyond 64 bits
+            raise Reject(f"cannot be written as JSON: {problem}") from None
+        kind, ids = j.kind, [r for r, _ in responses]
+        value = None if j.value is None else float(j.value) + 0.0  # minus zero says no more than zero
+        margin = None if j.margin is None else float(j.margin) + 0.0
+        ranks: list[int] | None = None
+        order: Sequence[int] = range(len(ids))
+        if kind == "tie":
+            order = (0, 1) if ids[0] < ids[1] else (1, 0)
+        elif kind == "soft":
+            assert value is not None
+            if value < 0.5 or (value == 0.5 and ids[1] < ids[0]):
+                order, value = (1, 0), 1.0 - value
+        elif kind == "ranking":
+            given = j.ranks if j.ranks is not None else range(len(ids))
+            dense = {r: n for n, r in enumerate(sorted(set(given)))}
+            order = sorted(order, key=lambda i: (given[i], ids[i]))
+            ranks = [dense[given[i]] for i in order]
+        ids = [ids[i] for i in order]
+        shown = None if j.shown is None else [j.shown[i] for i in order]
+        sources = None if j.sources is None or not any(j.sources) else [j.sources[i] or None for i in order]
+        said: dict[str, Any] = {
+            "kind": kind,
+            "prompt": prompt.hex(),
+            "responses": [r.hex() for r in ids],
+            "value": value,
+            "ranks": ranks,
+            "margin": margin,
+            "annotator": j.annotator or None,
+            "annotator_kind": j.annotator_kind or None,
+            "shown": shown,
+            "rubric": j.rubric or None,
+            "category": j.category or None,
+            "licence": j.licence or None,
+            "sources": sources,
+            "extra": extra,
+            "copy": 0,
+        }
+        try:
+            digest = judgement_id({k: v for k, v in said.items() if v is not None})
+        except TypeError as problem:
+            raise Reject(f"cannot be written as JSON: {problem}") from None
+        said["prompt"], said["responses"] = prompt, ids
+        return prompt, content, responses, (digest, *said.values())
+
+    def _spill(self) -> None:
+        for name, rows in (("prompts", self._prompts), ("responses", self._responses)):
+            if rows:
+                columns = list(zip(*rows, strict=True))
+                fields = SCHEMAS[name]
+                made = [pa.array(c, DIGEST) for c in columns[:-1]]
+                made.append(pa.array(columns[-1], pa.binary()).cast(pa.string()))  # orjson wrote it: it is UTF-8
+                self._sorters[name].spill(pa.Table.from_arrays(made, schema=fields))
+            rows.clear()
+        if self._judgements:
+            schema = self._sorters["judgements"].schema
+            columns = list(zip(*self._judgements, strict=True))
+            made = []
+            for field, values in zip(schema, columns, strict=True):
+                if field.name == "responses":
+                    offsets = np.concatenate(([0], np.cumsum([len(v) for v in values]))).astype(np.int32)
+                    flat = pa.array([r for v in values for r in v], DIGEST)
+                    made.append(pa.ListArray.from_arrays(offsets, flat, type=field.type))
+                else:
+                    made.append(pa.array(values, field.type))
+            self._sorters["judgements"].spill(pa.Table.from_arrays(made, schema=schema))
+            self._judgements.clear()
+        self._seen.clear()
+        self._held = 0
+
+    def finish(self, inputs: dict[str, str]) -> Dataset:
+        """Merge, write the tables, then the manifest, then move the folder to its place. `inputs`: SHA-256 by input
+        name.
+        """
+        self._spill()
+        if not self._sorters["judgements"].runs:
+            raise DataError("there is nothing to freeze: no row was read")
+        self._reject_file.close()
+        kind = "segments" if self.segments else "text"
+        tables: dict[str, dict[str, Any]] = {}
+        for name in ("prompts", "responses"):
+            tree, writer = Merkle(), _Writer(self.folder / f"{name}.parquet", SCHEMAS[name])
+            for merged in self._sorters[name].merge():
+                ids = digests(merged["id"])
+                first = np.concatenate(([True], (ids[1:] != ids[:-1]).any(axis=1)))
+                once = merged.filter(pa.array(first)) if not first.all() else merged
+                tree.extend(once["id"].to_pylist())
+                writer.write(once)
+            tables[name] = {"rows": tree.size, "root": tree.root().hex(), **writer.close()}
+        tree, writer = Merkle(), _Writer(self.folder / "judgements.parquet", SCHEMAS["judgements"])
+        origins = _Writer(self.folder / "origins.parquet", SCHEMAS["origins"])
+        last, copies = b"", 0
+        for merged in self._sorters["judgements"].merge():
+            # Identical statements stand together here, perhaps across two pieces. They are counted apart: copy 0, 1, 2,
+            # ...
+            ids = digests(merged["id"])
+            first = np.concatenate(([True], (ids[1:] != ids[:-1]).any(axis=1)))
+            starts = np.flatnonzero(first)
+            copy = np.arange(len(ids)) - np.repeat(starts, np.diff(np.append(starts, len(ids))))
+            if ids[0].tobytes() == last:
+                copy[: starts[1] if len(starts) > 1 else None] += copies
+            last, copies = ids[-1].tobytes(), int(copy[-1]) + 1
+            table = merged.select(SCHEMAS["judgements"].names)
+            if copy.any():
+                table = table.set_column(
+                    table.num_columns - 1, SCHEMAS["judgements"].field("copy"), pa.array(copy, pa.int32())
+                )
+                again = np.flatnonzero(copy)
+                named = ids.copy()
+                for i, said in zip(again, judgement_rows(table.take(again)), strict=True):
+                    named[i] = np.frombuffer(judgement_id(said), np.uint8)
+                stored = pa.FixedSizeBinaryArray.from_buffers(DIGEST, len(ids), [None, pa.py_buffer(named.tobytes())])
+                table = table.set_column(0, SCHEMAS["judgements"].field("id"), stored)
+            tree.extend(table["id"].to_pylist())
+            writer.write(table)
+            origins.write(merged.select(SCHEMAS["origins"].names).cast(SCHEMAS["origins"]))
+        tables["judgements"] = {"rows": tree.size, "root": tree.root().hex(), **writer.close()}
+        tables["origins"] = {"rows": tree.size, **origins.close()}
+        shutil.rmtree(self.folder / "runs")
+        _sync(self.folder / "rejects.jsonl")
+        root = dataset_root(kind, tables)
+        files = [
+            {"name": name, "rows": self.file_rows[number], "sha256": inputs.get(name)}
+            for name, number in self.files.items()
+        ]
+        files += [
+            {"name": name, "rows": 0, "sha256": digest} for name, digest in inputs.items() if name not in self.files
+        ]
+        rejected = self.folder / "rejects.jsonl"
+        manifest = {
+            "format": FORMAT,
+            "kind": kind,
+            "root": root,
+            "tables": tables,
+            "rejects": {
+                "rows": self._by_reason.total(),
+                "bytes": rejected.stat().st_size,
+                "sha256": file_sha256(rejected),
+            },
+            "files": files,
+        }
+        (self.folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+        _sync(self.folder / "manifest.json")
+        _sync(self.folder)
+        if self.out.is_dir() and any(self.out.iterdir()):
+            there = open_dataset(self.out, check=False)
+            if there.root != root:
+                raise DataError(
+                    f"{self.out} holds another dataset ({there.root[:12]}..., not {root[:12]}...); name a new folder"
+                )
+            if problems := verify_dataset(self.out):
+                raise DataError(
+                    f"{self.out} holds this dataset, but damaged ({problems[0]}); remove it, or name a new folder"
+                )
+            return there
+        if self.out.is_dir():
+            self.out.rmdir()  # empty
+        self.folder.replace(self.out)
+        _sync(self.out.absolute().parent)
+        return open_dataset(self.out, check=False)
+
+
+class _Sorter:
+    """Rows sorted by `id` beyond what memory holds: sorted runs on disk, merged a block of each at a time."""
+
+    def __init__(self, folder: Path, name: str, schema: pa.Schema):
+        self.folder, self.name, self.schema = folder, name, schema
+        self.runs: list[Path] = []
+        self._made = 0
+
+    def spill(self, table: pa.Table) -> None:
+        order = np.argsort(digests(table["id"]).view("S32").ravel(), kind="stable")
+        self.runs.append(self._write(iter([table.take(order)])))
+
+    def merge(self) -> Iterator[pa.Table]:
+        """All rows in order of id, in pieces. Equal ids come in the order of their runs, and in one piece or in
+        neighbouring ones.
+        """
+        while len(self.runs) > _FAN_IN:
+            few, self.runs = self.runs[:_FAN_IN], self.runs[_FAN_IN:]
+            self.runs.append(self._write(self._merge(few)))
+            for run in few:
+                run.unlink()
+        yield from self._merge(self.runs)
+
+    def _write(self, pieces: Iterator[pa.Table]) -> Path:
+        self._made += 1
+        path = self.folder / f"{self.name}-{self._made}.arrow"
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, self.schema) as out:
+            for piece in pieces:
+                out.write_table(piece, max_chunksize=max(1, piece.num_rows * _BLOCK // max(piece.nbytes, 1)))
+        return path
+
+    def _merge(self, runs: list[Path]) -> Iterator[pa.Table]:
+        files = [pa.OSFile(str(run), "rb") for run in runs]
+        readers = [pa.ipc.open_stream(file) for file in files]
+        heads: list[tuple[pa.RecordBatch, np.ndarray] | None] = [None] * len(runs)
+
+        def refill(i: int) -> None:
+            heads[i] = None
+            for batch in readers[i]:
+                if batch.num_rows:
+                    heads[i] = (batch, np.ascontiguousarray(digests(batch.column("id"))).view("S32").ravel())
+                    return
+
+        for i in range(len(runs)):
+            refill(i)
+        while live := [i for i, head in enumerate(heads) if head is not None]:
+            # Whatever is not above the smallest of the blocks' last ids can have no smaller row behind it.
+            limit = min(heads[i][1][-1] for i in live)  # type: ignore[index]
+            parts = []
+            for i in live:
+                batch, ids = heads[i]  # type: ignore[misc]
+                n = int(np.searchsorted(ids, limit, side="right"))
+                if n:
+                    parts.append(batch.slice(0, n))
+                    if n == len(ids):
+                        refill(i)
+                    else:
+                        heads[i] = (batch.slice(n), ids[n:])
+            table = pa.Table.from_batches(parts, self.schema).combine_chunks()
+            order = np.argsort(digests(table["id"]).view("S32").ravel(), kind="stable")
+            yield table.take(order)
+        for file in files:
+            file.close()
+
+
+class _Writer:
+    """A parquet table, plain and uncompressed, in row groups whose bounds depend on the rows alone."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self.path = path
+        self._writer = pq.ParquetWriter(
+            path, schema, compression="NONE", use_dictionary=False, write_statistics=False, store_schema=False
+        )
+        self._texts = [f.name for f in schema if f.type == pa.string()]
+        self._held: list[pa.Table] = []
+        self._held_rows = self._held_bytes = 0
+
+    def write(self, table: pa.Table) -> None:
+        self._held.append(table)
+        self._held_rows += table.num_rows
+        self._held_bytes += table.nbytes
+        if self._held_rows >= _GROUP_ROWS or self._held_bytes >= _GROUP_BYTES:
+            self._flush(all=False)
+
+    def _flush(self, all: bool) -> None:
+        table = pa.concat_tables(self._held)
+        size = np.zeros(table.num_rows, np.int64)
+        for name in self._texts:
+            size += pc.fill_null(pc.binary_length(table[name]), 0).to_numpy()
+        total = np.cumsum(size)
+        start = 0
+        while start < table.num_rows:
+            full = int(np.searchsorted(total, (total[start - 1] if start else 0) + _GROUP_BYTES)) + 1
+            end = min(start + _GROUP_ROWS, full)
+            if end > table.num_rows:
+                if not all:
+                    break
+                end = table.num_rows
+            self._writer.write_table(table.slice(start, end - start), row_group_size=end - start)
+            start = end
+        rest = table.slice(start)
+        self._held, self._held_rows, self._held_bytes = (
+            [rest.take(np.arange(rest.num_rows))],
+            rest.num_rows,
+            int(rest.nbytes),
+        )
+
+    def close(self) -> dict[str, Any]:
+        """Finish the file; its size and SHA-256."""
+        if self._held:
+            self._flush(all=True)
+        self._writer.close()
+        _sync(self.path)
+        return {"bytes": self.path.stat().st_size, "sha256": file_sha256(self.path)}
+
+
+def _input_sha256(path: Path) -> str:
+    """Of a file: its bytes. Of a folder: of its files' names and digests."""
+    if path.is_file():
+        return file_sha256(path)
+    inside = sorted(p for p in path.rglob("*") if p.is_file())
+    return sha256(canonical_json([[p.relative_to(path).as_posix(), file_sha256(p)] for p in inside])).hexdigest()
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except OSError:
+        pass  # it is there, and another user's
+    return True
+
+
+def _sync(path: Path) -> None:
+    """To the disk, a file or (where the system can) a folder's entries."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # folders cannot be opened everywhere
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
