@@ -1,0 +1,1 @@
+"""Wing one: language models. Prompt groups packed on one row, log-probabilities, reward models, and the objectives over them."""

@@ -1,0 +1,185 @@
+"""Packed attention for any decoder of `transformers`, through its attention interface.
+
+A model switched to "holdfast_packed" asks two functions registered here: one when it builds its masks, at the start of
+a forward, and one in every layer. While a plan is active (`attending`), the first answers with the plan's masks instead
+of a tensor, one set per pattern the model asks for (full, sliding window, ...), built once and shared by its layers;
+they travel to the layers as the ordinary `attention_mask` argument, so they reach the attention function in every
+family, through adapters, and again when gradient checkpointing recomputes a layer. Without a plan both do what "sdpa"
+(or, with a softcap, "eager") does, so that such a model still generates and scores as usual.
+
+    T tokens of the row; H heads, G key-value heads, D head size; S segments of a bucket, Q and K their padded queries
+    and keys
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from holdfast.errors import HoldfastError
+from holdfast.language.packing import Plan
+
+NAME = "holdfast_packed"
+
+# The model's mask code has no place for a caller's own argument; a context variable does, and is right with threads.
+_active: ContextVar[Plan | None] = ContextVar("holdfast_plan", default=None)
+
+
+class CannotPack(HoldfastError):
+    """This model needs something that prompt groups on one row cannot give it. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """A plan with one mask per bucket, (S, 1, Q, K) bool, or None for plain causal. What the layers see as
+    `attention_mask`.
+    """
+
+    plan: Plan
+    masks: tuple[torch.Tensor | None, ...]
+
+
+@contextmanager
+def attending(plan: Plan) -> Iterator[None]:
+    """Forwards of a "holdfast_packed" model inside this context read one packed row laid out by `plan`."""
+    token = _active.set(plan)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Any:
+    """For AttentionMaskInterface: the plan's masks for the pattern asked for.
+
+    The pattern comes as an index function (batch, head, query position, key position) -> allowed; evaluated at logical
+    positions, which restart with every sequence, it is right for sliding windows and chunks as well as for plain causal
+    attention.
+    """
+    plan = _active.get()
+    if plan is None:
+        if getattr(kwargs.get("config"), "attn_logit_softcapping", None) is not None:
+            kwargs["allow_is_causal_skip"] = False  # the softcap branch below wants its mask written out
+        return sdpa_mask(*args, **kwargs)
+    allowed: Callable[..., torch.Tensor] = kwargs.get("mask_function", causal_mask_function)
+    if kwargs.get("use_vmap"):
+        raise CannotPack("the model adds a mask of its own making to causal attention")
+    window = kwargs.get("local_size")
+    plain = allowed is causal_mask_function or (window is not None and window >= plan.longest)
+    if not plain:
+        zero, one = plan.slot_T.new_zeros(()), plan.slot_T.new_ones(())
+        if bool(allowed(zero, zero, zero, one)):
+            raise CannotPack("the model attends to later tokens (bidirectional attention)")
+    masks: list[torch.Tensor | None] = []
+    for bucket in plan.buckets:
+        q, k = bucket.q_position_SQ[:, None, :, None], bucket.k_position_SK[:, None, None, :]
+        if plain:
+            masks.append(None if bucket.causal else (k <= q) & (k >= 0))
+        else:
+            zero = torch.zeros_like(k[:1, :, :, :1])
+            masks.append(allowed(zero, zero, q, k.clamp(min=0)) & (k >= 0))
+    return Masks(plan, tuple(masks))
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """For AttentionInterface: query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D)."""
+    if not isinstance(attention_mask, Masks):
+        if _active.get() is not None:
+            raise CannotPack("a layer makes its own attention mask")
+        if softcap is None:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
+        return _softcapped(query, key, value, attention_mask, scaling, softcap, dropout).transpose(
+            1, 2
+        ).contiguous(), None
+    if dropout:
+        raise CannotPack(f"attention dropout {dropout:g} in training")
+    for name in ("s_aux", "sinks", "position_bias", "alibi"):
+        if kwargs.get(name) is not None:
+            raise CannotPack(f"attention with {name}")
+    if kwargs.get("is_causal") is False:
+        raise CannotPack("attention that is not causal")
+
+    plan = attention_mask.plan
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, size)
+    if q.shape[0] != plan.slot_T.shape[0] or k.shape[0] != q.shape[0]:
+        raise CannotPack(
+            f"a layer attends from {q.shape[0]} to {k.shape[0]} tokens where the row has {plan.slot_T.shape[0]}"
+        )
+    # One gather for all buckets (its backward is one index_add); the pieces are views.
+    shapes = [(b.q_position_SQ.shape, b.k_position_SK.shape) for b in plan.buckets]
+    q_parts = q.index_select(0, plan.q_index).split([s.numel() for s, _ in shapes])
+    k_parts = k.index_select(0, plan.k_index).split([s.numel() for _, s in shapes])
+    v_parts = v.index_select(0, plan.k_index).split([s.numel() for _, s in shapes])
+    out = []
+    for q_part, k_part, v_part, (q_shape, k_shape), mask in zip(
+        q_parts, k_parts, v_parts, shapes, attention_mask.masks, strict=True
+    ):
+        q_SHQD = q_part.view(*q_shape, *q.shape[1:]).transpose(1, 2)
+        k_SGKD = k_part.view(*k_shape, *k.shape[1:]).transpose(1, 2)
+        v_SGKD = v_part.view(*k_shape, *v.shape[1:]).transpose(1, 2)
+        if softcap is not None:
+            o_SHQD = _softcapped(q_SHQD, k_SGKD, v_SGKD, mask, scaling, softcap, 0.0)
+        else:
+            grouped = q.shape[1] != k.shape[1]
+            if grouped and q.device.type != "cpu" and mask is not None:
+                # Grouped heads together with a mask would fall back to the slow reference kernel there.
+                k_SGKD, v_SGKD, grouped = *_repeat(q_SHQD, k_SGKD, v_SGKD), False
+            o_SHQD = scaled_dot_product_attention(
+                q_SHQD, k_SGKD, v_SGKD, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            )
+        out.append(o_SHQD.transpose(1, 2).reshape(-1, *o_SHQD.shape[1:2], o_SHQD.shape[-1]))
+    return torch.cat(out).index_select(0, plan.slot_T)[None], None
+
+
+def _repeat(q_SHQD: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Key-value heads repeated to as many as there are query heads."""
+    return tuple(x.repeat_interleave(q_SHQD.shape[1] // x.shape[1], dim=1) for x in others)
+
+
+def _softcapped(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float,
+    dropout: float,
+) -> torch.Tensor:
+    """Attention with scores capped at +-softcap by tanh (Gemma 2, 2408.00118 section 2), written out: no fused kernel
+    has it.
+    """
+    k, v = _repeat(q, k, v)
+    scores = torch.matmul(q, k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(
+            scores.shape[-1] - scores.shape[-2]
+        )
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(torch.float32, q.dtype)).to(q.dtype)
+    return torch.matmul(torch.nn.functional.dropout(weights, p=dropout), v)
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _mask)

@@ -1,0 +1,141 @@
+"""Log-probabilities of given tokens from hidden states, a chunk of the vocabulary's logits at a time.
+
+Only response tokens come here. A full (N, V) tensor is never made: the forward keeps one number per token (the
+log-sum-exp), the backward makes each chunk's logits again. Sums over the vocabulary are in fp32 (fp64 stays fp64).
+Every sum has one order, so the same input gives the same bytes.
+
+    N response tokens, H hidden size, V vocabulary, C tokens of a chunk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+# Logits of a chunk, in numbers: 64 MiB of fp32. Large enough for the matrix product to run at full rate.
+CHUNK_LOGITS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Head:
+    """From hidden state to logits: z = h W^T + b, times `scale`, then softcap * tanh(z / softcap).
+
+    weight: (V, H); bias: (V,) or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden_CH: torch.Tensor) -> torch.Tensor:
+        """(C, V), fp32 (fp64 for fp64)."""
+        z = linear(hidden_CH, self.weight, self.bias)
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        if self.scale != 1.0:
+            z = z * self.scale
+        if self.softcap is not None:
+            z = torch.tanh(z / self.softcap) * self.softcap
+        return z
+
+    def chunk(self) -> int:
+        """Tokens per chunk: as many as keep a chunk's logits within CHUNK_LOGITS, and at least 16."""
+        return max(16, CHUNK_LOGITS // self.weight.shape[0])
+
+
+def token_logps(hidden_NH: torch.Tensor, head: Head, target_N: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
+    """log p(target_n | hidden_n), (N,) fp32 (fp64 for fp64). Differentiable in hidden, weight and bias, once."""
+    return _TokenLogps.apply(
+        hidden_NH, head.weight, head.bias, target_N, head.scale, head.softcap, chunk or head.chunk()
+    )
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        target_N: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        chunk: int,
+    ) -> torch.Tensor:
+        head = Head(weight_VH, bias_V, scale, softcap)
+        logp, lse = [], []
+        for part in _parts(len(hidden_NH), chunk):
+            z_CV = head.logits(hidden_NH[part])
+            lse.append(z_CV.logsumexp(-1))
+            logp.append(z_CV.gather(1, target_N[part, None])[:, 0] - lse[-1])
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, torch.cat(lse))
+        ctx.settings = (scale, softcap, chunk)
+        return torch.cat(logp)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_NH, weight_VH, bias_V, target_N, lse_N = ctx.saved_tensors
+        scale, softcap, chunk = ctx.settings
+        head = Head(weight_VH, bias_V, scale, softcap)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        # Low precision is not added up over chunks; the sum is made in fp32 and rounded once.
+        wide = lse_N.dtype
+        hidden_grad = torch.empty_like(hidden_NH) if wants_hidden else None
+        weight_grad = torch.zeros_like(weight_VH, dtype=wide) if wants_weight else None
+        bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
+        for part in _parts(len(hidden_NH), chunk):
+            z_CV = head.logits(hidden_NH[part])
+            g_C = grad_N[part].to(wide)
+            bend_CV = None if softcap is None else (1 - (z_CV / softcap) ** 2)
+            d_CV = z_CV.sub_(lse_N[part, None]).exp_().mul_(-g_C[:, None])
+            rows = torch.arange(len(g_C), device=g_C.device)
+            d_CV[rows, target_N[part]] += g_C
+            if bend_CV is not None:
+                d_CV.mul_(bend_CV)
+            if scale != 1.0:
+                d_CV.mul_(scale)
+            if bias_grad is not None:
+                bias_grad += d_CV.sum(0)
+            narrow_CV = d_CV.to(weight_VH.dtype)
+            if hidden_grad is not None:
+                hidden_grad[part] = narrow_CV @ weight_VH
+            if weight_grad is not None:
+                if wide == weight_VH.dtype:
+                    weight_grad.addmm_(d_CV.T, hidden_NH[part])
+                else:
+                    weight_grad += narrow_CV.T @ hidden_NH[part]
+        return (
+            hidden_grad,
+            None if weight_grad is None else weight_grad.to(weight_VH.dtype),
+            None if bias_grad is None or bias_V is None else bias_grad.to(bias_V.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+Logits = Callable[[slice], torch.Tensor]
+
+
+@torch.no_grad()
+def token_kl(logits: Logits, reference: Logits, n: int, chunk: int) -> torch.Tensor:
+    """KL(pi || ref) = sum_v pi(v) (log pi(v) - log ref(v)) at each of n positions, (N,); chunk by chunk, without
+    gradient.
+
+    `logits(part)` and `reference(part)` give (C, V) logits of the same positions.
+    """
+    out = []
+    for part in _parts(n, chunk):
+        logp_CV = logits(part).log_softmax(-1)
+        out.append((logp_CV.exp() * (logp_CV - reference(part).log_softmax(-1))).sum(-1))
+    return torch.cat(out)
+
+
+def _parts(n: int, chunk: int) -> Iterator[slice]:
+    return (slice(start, min(start + chunk, n)) for start in range(0, n, chunk))

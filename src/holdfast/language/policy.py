@@ -1,0 +1,508 @@
+"""Models: what a policy says of responses (log-probabilities) and what a reward model does (scores), packed or padded.
+
+Both wrap an ordinary `transformers` model and leave it one: it loads from and saves to ordinary folders. Packed
+computation is used where the model can; whether it can is not looked up in a list of names but tried, on a few tokens,
+against the plain padded forward.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from holdfast.data.ragged import Ragged
+from holdfast.errors import HoldfastError
+from holdfast.language import logprob
+from holdfast.language.attention import NAME, CannotPack, attending
+from holdfast.language.logprob import Head, token_logps
+from holdfast.language.packing import Batch, Groups, Packed, Padded, TokenSource, pack, pad
+
+Compute = Literal["auto", "packed", "padded"]
+
+# Between the packed and the padded forward of the trial; float error stays far below, another formula far above.
+TRIAL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+@dataclass(frozen=True)
+class Logps:
+    """Log-probabilities of a batch's responses. token_N: per token; owner_N: whose; sum_R: per response, fp32;
+    length_R: its tokens.
+    """
+
+    token_N: torch.Tensor
+    owner_N: torch.Tensor
+    sum_R: torch.Tensor
+    length_R: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _TrialTokens:
+    """Two prompts and three responses of a few tokens: what a new model is tried on."""
+
+    prompts: Ragged
+    responses: Ragged
+
+
+class _Network:
+    """A model and the way it is computed.
+
+    compute: "packed" or "padded", as chosen; why: the reason, for the run's record.
+    """
+
+    def __init__(self, model: Any, compute: Compute = "auto", chunk: int | None = None):
+        """Raises HoldfastError when `compute` is "packed" and the model cannot; "auto" then takes the padded path and
+        says why.
+        """
+        self.model: Any = model
+        self.chunk = chunk
+        self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # under a peft wrapper
+        self._config = self._inner.config.get_text_config()
+        embedding = self._inner.get_input_embeddings()
+        if getattr(embedding, "padding_idx", None) is not None:
+            # No padding is ever learned from here, and a token that doubles as padding (often the stop token) must
+            # learn like any other.
+            embedding.padding_idx = None
+        self.compute: Literal["packed", "padded"] = "padded"
+        self.why = "asked for"
+        if compute == "padded":
+            return
+        reason = self._cannot_pack()
+        if reason is None:
+            self.compute, self.why = "packed", "prompts computed once; agrees with the padded path on a trial"
+        elif compute == "packed":
+            raise HoldfastError(
+                f"compute = 'packed' does not work for {type(self._inner).__name__}: {reason}; use 'auto' or 'padded'"
+            )
+        else:
+            self.why = reason
+
+    def batch(self, tokens: TokenSource, groups: Groups) -> Packed | Padded:
+        """The forward's input for prompt groups, on the model's device. Raises HoldfastError where a sequence is too
+        long for the model.
+        """
+        made: Packed | Padded
+        if self.compute == "packed":
+            size = (
+                getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
+            )
+            made = pack(tokens, groups, width=self._config.num_attention_heads * size)
+        else:
+            made = pad(tokens, groups, padding=padding_id(self._config))
+        most = getattr(self._config, "max_position_embeddings", None)
+        if most is not None and made.longest > most:
+            raise HoldfastError(
+                f"the longest prompt + response has {made.longest} tokens, "
+                f"{type(self._inner).__name__} reads at most {most}: set text.max_length = {most} and text.too_long"
+            )
+        return made.to(next(self.model.parameters()).device)
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        """(B * L, H): the last hidden state at every place."""
+        backbone = self._inner.base_model
+        if isinstance(batch, Packed):
+            with attending(batch.plan):
+                # The mask of ones says "nothing is padding, and do not guess sequences from position ids".
+                out = backbone(
+                    input_ids=batch.ids_BL,
+                    attention_mask=torch.ones_like(batch.ids_BL),
+                    position_ids=batch.position_BL,
+                    use_cache=False,
+                )
+        else:
+            assert isinstance(batch, Padded)
+            out = backbone(input_ids=batch.ids_BL, attention_mask=batch.mask_BL, use_cache=False)
+        return out.last_hidden_state.flatten(0, 1)
+
+    def _trial(self, batch: Batch) -> torch.Tensor:
+        """What the two paths must agree on."""
+        raise NotImplementedError
+
+    def _cannot_pack(self) -> str | None:
+        """Switch the model to packed attention and try it; the reason, and the model as it was, if that fails."""
+        inner = self._inner
+        if getattr(inner.config, "is_encoder_decoder", False):
+            return "an encoder-decoder has no single row to pack"
+        if not inner._can_set_attn_implementation():
+            return f"{type(inner).__name__} does not use transformers' attention interface"
+        before, training = inner.config._attn_implementation, inner.training
+        n = min(self._config.vocab_size, 97)
+        prompts, responses = ([3, 5, 7, 2, 6], [4, 8]), ([5, 9, 3], [7, 2, 2, 8], [6])
+        some = _TrialTokens(*(Ragged.of([[i % n for i in ids] for ids in lists]) for lists in (prompts, responses)))
+        groups = [(0, [0, 1]), (1, [2])]
+        device = next(inner.parameters()).device
+        reason: str | None = None
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                inner.eval()
+                plain = self._trial(pad(some, groups).to(device))
+                with quiet():
+                    inner.set_attn_implementation(NAME)
+                packed = self._trial(pack(some, groups).to(device))
+                limit = (
+                    TRIAL_TOLERANCE.get(plain.dtype, 0.05)
+                    if next(inner.parameters()).dtype in TRIAL_TOLERANCE
+                    else 0.05
+                )
+                apart = float(((packed - plain).abs() / plain.abs().clamp(min=1)).max())
+                if not apart <= limit:
+                    reason = f"packed and padded differ by {apart:.2g} on a trial: tokens meet outside its attention"
+                else:
+                    inner.train()
+                    self._trial(pack(some, groups).to(device))  # raises where training adds attention dropout
+        except CannotPack as problem:
+            reason = str(problem)
+        except HoldfastError:
+            raise
+        except Exception as problem:  # a trial of unknown code: whatever goes wrong in it is the reason
+            reason = f"the trial failed with {type(problem).__name__}: {str(problem)[:200]}"
+        finally:
+            inner.train(training)
+        if reason is not None:
+            with quiet():
+                inner.set_attn_implementation(before)
+        return reason
+
+
+class Policy(_Network):
+    """A causal language model as a policy: log-probabilities of responses under their prompts.
+
+    model: an AutoModelForCausalLM, plain or wrapped by peft. chunk: tokens per chunk of the logits (default: 64 MiB of
+    them).
+    """
+
+    def __init__(self, model: Any, compute: Compute = "auto", chunk: int | None = None):
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if getattr(inner, "get_output_embeddings", lambda: None)() is None:
+            raise HoldfastError(
+                f"a policy needs a causal language model; {type(inner).__name__} has no output head over the vocabulary"
+            )
+        self._form: tuple[float, float | None] | None = None
+        super().__init__(model, compute, chunk)
+
+    def logps(self, batch: Batch) -> Logps:
+        """Log-probabilities of the response tokens. Differentiable. Packed: chunked head; padded: plain logits and
+        log-softmax.
+        """
+        if isinstance(batch, Packed):
+            hidden_NH = self._hidden(batch).index_select(0, batch.source_N)
+            token_N = token_logps(hidden_NH, self._head(), batch.target_N, self.chunk)
+        else:
+            logits_NV = self._plain_logits(batch)
+            token_N = logits_NV.log_softmax(-1).gather(1, batch.target_N[:, None])[:, 0]
+        # Added in fp64 and rounded once, so that a sum does not hang on the order of its terms.
+        sum_R = torch.zeros(len(batch.length_R), dtype=torch.float64, device=token_N.device)
+        sum_R = sum_R.index_add(0, batch.owner_N, token_N.double()).to(
+            torch.promote_types(torch.float32, token_N.dtype)
+        )
+        return Logps(token_N, batch.owner_N, sum_R, batch.length_R)
+
+    @torch.no_grad()
+    def token_kl(self, batch: Batch, reference: Policy) -> torch.Tensor:
+        """KL(policy || reference) in nats at each response token's prediction, (N,), over the whole vocabulary. No
+        gradient.
+        """
+        mine, theirs = self._logits(batch), reference._logits(batch)
+        vocab = [p.model.get_output_embeddings().weight.shape[0] for p in (self, reference)]
+        if vocab[0] != vocab[1]:
+            raise HoldfastError(f"KL needs one vocabulary: the policy has {vocab[0]} ids, the reference {vocab[1]}")
+        return logprob.token_kl(
+            mine, theirs, len(batch.target_N), self.chunk or max(16, logprob.CHUNK_LOGITS // vocab[0])
+        )
+
+    def _logits(self, batch: Batch) -> Callable[[slice], torch.Tensor]:
+        if isinstance(batch, Packed):
+            hidden_NH, head = self._hidden(batch).index_select(0, batch.source_N), self._head()
+            return lambda part: head.logits(hidden_NH[part])
+        logits_NV = self._plain_logits(batch)
+        return lambda part: logits_NV[part]
+
+    def _plain_logits(self, batch: Batch) -> torch.Tensor:
+        assert isinstance(batch, Padded)
+        logits = self.model(input_ids=batch.ids_BL, attention_mask=batch.mask_BL, use_cache=False).logits
+        logits = logits.flatten(0, 1).index_select(0, batch.source_N)
+        return logits.to(torch.promote_types(torch.float32, logits.dtype))
+
+    def _trial(self, batch: Batch) -> torch.Tensor:
+        return self.logps(batch).token_N
+
+    def _head(self) -> Head:
+        """The output head as the config describes it. Raises CannotPack for one that is more than a linear layer,
+        scale and softcap.
+        """
+        layer = self._inner.get_output_embeddings()
+        if self._form is not None:
+            return Head(layer.weight, layer.bias, *self._form)
+        if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+            raise CannotPack(f"its output head is a {type(layer).__name__}, not a plain linear layer")
+        config, scale = self._config, 1.0
+        kind = str(config.model_type)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        unknown = {
+            name: value
+            for name, value in config.to_dict().items()
+            if ("logit" in name or name == "lm_head_multiplier")
+            and name not in ("final_logit_softcapping", "attn_logit_softcapping")
+            and value not in (None, 1, 1.0, False, True)
+        }
+        for name, families, factor in (
+            ("logits_scaling", ("granite", "minicpm3"), lambda x: 1 / x),
+            ("logits_scaling", ("hyperclovax",), float),
+            ("logit_scale", ("cohere",), float),
+            ("lm_head_multiplier", ("falcon_h1",), float),
+        ):
+            if name in unknown and kind.startswith(families):
+                scale = factor(float(unknown.pop(name)))
+        if unknown:
+            raise CannotPack(f"its config changes the logits in a way that is not known here: {unknown}")
+        self._form = (scale, softcap)
+        return Head(layer.weight, layer.bias, *self._form)
+
+
+class RewardModel(_Network):
+    """A one-label sequence-classification model: its score at a response's last token, found by length.
+
+    `RewardModel.on` makes one from a causal language model as well.
+    """
+
+    def __init__(self, model: Any, compute: Compute = "auto", chunk: int | None = None):
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        labels = getattr(inner.config, "num_labels", None)
+        if "ForSequenceClassification" not in type(inner).__name__ or labels != 1:
+            raise HoldfastError(
+                f"a reward model has one label; this is {type(inner).__name__} with "
+                f"{labels}. Start from a causal language model, or from a reward model's folder"
+            )
+        score = getattr(inner, "score", None)
+        self._score: nn.Linear | None = score if isinstance(score, nn.Linear) else None
+        super().__init__(model, compute, chunk)
+
+    @classmethod
+    def on(
+        cls, model: Any, tokenizer: Any = None, *, seed: int = 0, compute: Compute = "auto", chunk: int | None = None
+    ) -> RewardModel:
+        """A reward model on `model`: as it is, if it is one; on its backbone (taken over, not copied), if it is a
+        causal language model.
+
+        The fresh score head is small and drawn from `seed` alone. The config, and the tokenizer if given, get a padding
+        id that ends no response, so that plain `transformers`, which looks for the last token that is not padding,
+        reads the same score.
+        """
+        if "ForSequenceClassification" in type(model).__name__:
+            return cls(model, compute, chunk)
+        config = type(model.config).from_dict(model.config.to_dict())
+        config.num_labels = 1
+        config.get_text_config().pad_token_id = padding_id(config.get_text_config(), tokenizer)
+        if tokenizer is not None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.get_text_config().pad_token_id)
+        parameter = next(model.parameters())
+        try:
+            with torch.device("meta"), quiet():
+                scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=parameter.dtype)
+        except ValueError:
+            raise HoldfastError(
+                f"transformers has no sequence-classification model for {config.model_type!r}"
+            ) from None
+        head = getattr(scorer, "score", None)
+        if not isinstance(head, nn.Linear) or not hasattr(scorer, model.base_model_prefix):
+            raise HoldfastError(f"{type(scorer).__name__} has no plain score head on a causal backbone")
+        setattr(scorer, scorer.base_model_prefix, model.base_model)
+        generator = torch.Generator().manual_seed(seed)
+        # Scores of a fresh head scatter by about 0.1 around 0, as hidden states come out of a norm: training starts
+        # near ln 2.
+        weight = torch.randn(head.weight.shape, generator=generator) * 0.1 * head.in_features**-0.5
+        head.weight = nn.Parameter(weight.to(parameter.device, parameter.dtype))
+        if head.bias is not None:
+            head.bias = nn.Parameter(torch.zeros_like(head.bias, device=parameter.device))
+        scorer.config._attn_implementation = model.config._attn_implementation
+        scorer.train(model.training)
+        return cls(scorer, compute, chunk)
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        """(R,) fp32: the score at each response's last token. Differentiable."""
+        if self._score is None:
+            assert isinstance(batch, Padded)
+            out = self.model(input_ids=batch.ids_BL, attention_mask=batch.mask_BL).logits[:, 0]
+            return out.to(torch.promote_types(torch.float32, out.dtype))
+        return self._at(batch, batch.last_R)
+
+    def prefix_scores(self, batch: Batch) -> torch.Tensor:
+        """(N,) fp32: the score were the response to end at each of its tokens; a token's contribution is the
+        difference to the one before.
+        """
+        if self._score is None:
+            raise HoldfastError(
+                f"{type(self._inner).__name__} reads a response as a whole: it has no score for a part of it"
+            )
+        return self._at(batch, batch.place_N)
+
+    def _at(self, batch: Batch, place: torch.Tensor) -> torch.Tensor:
+        assert self._score is not None
+        out = self._score(self._hidden(batch).index_select(0, place))[:, 0]
+        return out.to(torch.promote_types(torch.float32, out.dtype))
+
+    def _trial(self, batch: Batch) -> torch.Tensor:
+        if self._score is None:
+            raise CannotPack("an encoder, or a head that is more than a linear layer, reads one sequence at a time")
+        return self._hidden(batch).index_select(0, batch.place_N)  # a fresh head is too small to see a difference by
+
+
+def padding_id(config: Any, tokenizer: Any = None) -> int:
+    """A token id to fill up with that ends no response.
+
+    The tokenizer's or the config's own padding id, unless it is a stop token; else another special token; else an id
+    beyond the tokenizer's; else, where every special token stops (GPT-2), the last id of the vocabulary.
+    """
+    eos = config.eos_token_id
+    stops = set(eos if isinstance(eos, list | tuple) else [eos])
+    if tokenizer is not None:
+        stops.add(tokenizer.eos_token_id)
+        wanted = [tokenizer.pad_token_id, config.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
+        beyond = [len(tokenizer)] if len(tokenizer) < config.vocab_size and _names(tokenizer, len(tokenizer)) else []
+        wanted += [*tokenizer.all_special_ids, *beyond]
+    else:
+        wanted = [config.pad_token_id, config.bos_token_id]
+    last = config.vocab_size - 1 if tokenizer is None else min(len(tokenizer), config.vocab_size) - 1
+    wanted += range(last, -1, -1)
+    return next(int(i) for i in wanted if i is not None and 0 <= i < config.vocab_size and i not in stops)
+
+
+def _names(tokenizer: Any, i: int) -> bool:
+    return tokenizer.convert_ids_to_tokens(i) is not None
+
+
+def load_base(
+    source: str | Path,
+    *,
+    hub: bool = False,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    dropout: bool = False,
+) -> tuple[Any, Any]:
+    """(model, tokenizer) from a `transformers` folder, a Holdfast run folder (its `model`), or, with `hub`, a hub name.
+
+    A folder of a sequence-classification model gives that; all else a causal language model. Weights are read from
+    safetensors only, code from nowhere. dropout: keep the dropout that the config names; by default it is off, for a
+    log-ratio to the reference is else not zero at step 0 (the config on disk keeps its values). Raises HoldfastError
+    naming what is missing.
+    """
+    where = str(source)
+    if not hub:
+        folder = Path(source)
+        if not folder.is_dir():
+            raise HoldfastError(
+                f"model folder {where} does not exist; name a transformers folder or a Holdfast run, or set model.hub"
+            )
+        if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
+            folder = folder / "model"
+        if not (folder / "config.json").exists():
+            raise HoldfastError(
+                f"model folder {where} has no config.json: neither a transformers folder nor a finished Holdfast run"
+            )
+        if not any(folder.glob("*.safetensors")):
+            pickles = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+            if pickles:
+                raise HoldfastError(
+                    f"model folder {where} has its weights in {pickles[0]}, a pickle, which can run code: convert them "
+                    "to safetensors (model.save_pretrained does) in a place you trust"
+                )
+            raise HoldfastError(f"model folder {where} has no *.safetensors")
+        where = str(folder)
+    common: dict[str, Any] = {"revision": revision or "main", "local_files_only": not hub, "trust_remote_code": False}
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(where, **common)
+            scores = any("ForSequenceClassification" in name for name in config.architectures or ())
+            auto: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+            model, info = auto.from_pretrained(
+                where, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
+            )
+        except Exception as problem:
+            raise HoldfastError(f"model {where} does not load: {_first_line(problem)}") from None
+        lost = sorted(info["missing_keys"]) or sorted(str(key[0]) for key in info["mismatched_keys"])
+        if lost:
+            raise HoldfastError(
+                f"model {where} lacks {len(lost)} weights that {type(model).__name__} needs (first {lost[0]}); it is "
+                "incomplete, or another model"
+            )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        except Exception as problem:
+            raise HoldfastError(f"the tokenizer of {where} does not load: {_first_line(problem)}") from None
+    if not len(tokenizer):
+        raise HoldfastError(f"model folder {where} has no tokenizer; save it there with tokenizer.save_pretrained")
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            for name in ("attention_dropout", "hidden_dropout", "activation_dropout", "dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+    return model, tokenizer
+
+
+def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
+    """Write an ordinary `transformers` folder (safetensors, config, generation config, tokenizer): complete, or not
+    there at all.
+
+    A folder of that name is replaced.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    with quiet():
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+    for path in [*sorted(temporary.rglob("*")), temporary]:
+        _sync(path)
+    if folder.exists():
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.rename(aside)
+        temporary.rename(folder)
+        shutil.rmtree(aside)
+    else:
+        temporary.rename(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _first_line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {(str(problem).strip() or 'no reason given').splitlines()[0]}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and warnings (a newly made head is announced by us, in the run's record);
+    errors still raise.
+    """
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
