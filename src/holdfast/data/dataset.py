@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
 
 
 class Dataset:
-    """An opened dataset. Judgements are in memory, without their texts; texts are read from disk when asked for.
+    """An opened dataset. Judgements are read into memory at first use, without their texts; texts stay on disk.
 
     path, root, kind, manifest
     judgements:      the table, in canonical order; a judgement's number is its place here
@@ -144,19 +145,46 @@ class Dataset:
         self.n_prompts: int = manifest["tables"]["prompts"]["rows"]
         self.n_responses: int = manifest["tables"]["responses"]["rows"]
         self.n_judgements: int = manifest["tables"]["judgements"]["rows"]
-        prompts = self._read("prompts", ["id"])
-        responses = self._read("responses", ["id", "prompt"])
-        self.judgements: pa.Table = self._read("judgements")
-        self._prompt_ids = digests(prompts["id"])
-        self._response_ids = digests(responses["id"])
-        self._judgement_ids = digests(self.judgements["id"])
+
+    @cached_property
+    def judgements(self) -> pa.Table:
+        return self._read("judgements")
+
+    @cached_property
+    def _prompt_ids(self) -> np.ndarray:
+        return digests(self._read("prompts", ["id"])["id"])
+
+    @cached_property
+    def _response_ids(self) -> np.ndarray:
+        return digests(self._read("responses", ["id"])["id"])
+
+    @cached_property
+    def _judgement_ids(self) -> np.ndarray:
+        return digests(self.judgements["id"])
+
+    @cached_property
+    def _origins(self) -> pa.Table:
+        return self._read("origins")
+
+    @cached_property
+    def prompt_of(self) -> np.ndarray:
+        return self._find(self._prompt_ids, digests(self.judgements["prompt"]), "judgements", "prompt")
+
+    @cached_property
+    def response_prompt(self) -> np.ndarray:
+        prompts = digests(self._read("responses", ["prompt"])["prompt"])
+        return self._find(self._prompt_ids, prompts, "responses", "prompt")
+
+    @cached_property
+    def responses_of(self) -> Ragged:
         named = self.judgements["responses"].combine_chunks()
         offsets = named.offsets.to_numpy().astype(np.int64)
-        self.prompt_of = self._find(self._prompt_ids, digests(self.judgements["prompt"]), "judgements", "prompt")
-        self.response_prompt = self._find(self._prompt_ids, digests(responses["prompt"]), "responses", "prompt")
-        owners = self._find(self._response_ids, digests(named.flatten()), "judgements", "response")
-        self.responses_of = Ragged(owners, offsets - offsets[0])
-        self.categories: list[str | None] = self.column("category")
+        numbers = self._find(self._response_ids, digests(named.flatten()), "judgements", "response")
+        return Ragged(numbers, offsets - offsets[0])
+
+    @cached_property
+    def categories(self) -> list[str | None]:
+        return self.column("category")
 
     def __repr__(self) -> str:
         return (
@@ -224,14 +252,10 @@ class Dataset:
 
     def origins(self, i: int) -> list[tuple[str, int]]:
         """Where judgement i came from: (input file, row in it)."""
-        if self._origins is None:
-            self._origins = self._read("origins")
         if not 0 <= i < self.n_judgements:
             raise IndexError(f"judgement {i} of {self.n_judgements}")
         file, row = self._origins["file"][i].as_py(), self._origins["row"][i].as_py()
         return [(self.manifest["files"][file]["name"], row)]
-
-    _origins: pa.Table | None = None
 
     def _file(self, table: str) -> Path:
         return self.path / f"{table}.parquet"
@@ -301,7 +325,7 @@ def open_dataset(path: str | Path, check: bool = True) -> Dataset:
     manifest, problems = _check_manifest(folder)
     if manifest is not None:
         refuse_dataset(manifest["root"], f"open dataset {folder}")
-        if check and not problems and any(_wrong_file(folder, name, said) for name, said in _files(manifest)):
+        if check and any(_wrong_file(folder, name, said) for name, said in _files(manifest)):
             problems = verify_dataset(folder)
     if problems or manifest is None:
         raise IntegrityError(f"dataset {folder} is damaged:\n" + "\n".join(f"  {p}" for p in problems))
@@ -318,45 +342,35 @@ def verify_dataset(path: str | Path) -> list[Problem]:
     if not folder.is_dir():
         return [Problem("there is no dataset folder", str(folder), "nothing", "a frozen dataset")]
     manifest, problems = _check_manifest(folder)
-    trusted = manifest if not problems else None
-    kept: dict[str, dict[str, Any]] = {}
     for name in CONTENT:
-        damage, kept[name] = _check_rows(folder, name)
-        wrong = _wrong_file(folder, f"{name}.parquet", trusted["tables"][name]) if trusted else None
-        if trusted and wrong and not damage:
-            same = kept[name]["root"] == trusted["tables"][name]["root"]
-            note = (
-                "; every row in it still hashes to its id, so the damage is in the file's own bookkeeping"
-                if same
-                else ""
-            )
-            wrong = Problem(wrong.what + note, wrong.where, wrong.found, wrong.expected)
-        problems += damage or ([wrong] if wrong else [])
-    if trusted:
+        where = f"{name}.parquet"
+        damage, rows, root = _check_rows(folder, name)
+        if manifest is not None and not damage:
+            said = manifest["tables"][name]
+            changed = _wrong_file(folder, where, said)
+            if rows != said["rows"]:
+                damage = [Problem("rows are missing or added", where, f"{rows} rows", f"{said['rows']} rows")]
+            elif root != said["root"]:
+                damage = [
+                    Problem("the rows are others, or in another order", where, f"root {root}", f"root {said['root']}")
+                ]
+            elif changed:
+                what = f"{changed.what}, in its bookkeeping only: every row is whole"
+                damage = [Problem(what, where, changed.found, changed.expected)]
+        problems += damage
+    if manifest is not None:
+        for where, said in _files(manifest):
+            if where.removesuffix(".parquet") not in CONTENT and (changed := _wrong_file(folder, where, said)):
+                problems.append(changed)
         if not problems:
-            for name in CONTENT:
-                said = trusted["tables"][name]
-                for fact in ("rows", "root"):
-                    if kept[name][fact] != said[fact]:
-                        where = f"{name}.parquet, all rows"
-                        problems.append(
-                            Problem(
-                                f"the table's {fact} differ from the manifest",
-                                where,
-                                str(kept[name][fact]),
-                                str(said[fact]),
-                            )
-                        )
-        for name, said in _files(trusted):
-            if name.removesuffix(".parquet") not in CONTENT and (wrong := _wrong_file(folder, name, said)):
-                problems.append(wrong)
-    if not problems:
-        try:
-            Dataset(folder, trusted or {})  # every judgement's prompt and responses are there
-        except Exception as problem:
-            problems.append(
-                Problem("the tables do not fit together", str(folder), _one_line(problem), "whole references")
-            )
+            try:
+                ds = Dataset(folder, manifest)
+                if (ds.response_prompt[ds.responses_of.flat] != ds.prompt_of[ds.responses_of.owner]).any():
+                    raise IntegrityError("a judgement names a response to another prompt")
+            except Exception as problem:  # a judgement names a response that is not there, say
+                problems.append(
+                    Problem("the tables do not fit together", "the tables", _one_line(problem), "no such gap")
+                )
     return problems
 
 
@@ -382,7 +396,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _check_manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """The manifest (None if it cannot be used at all) and what is wrong with it."""
+    """The manifest, or None and what is wrong with it."""
     where = "manifest.json"
     try:
         raw = (folder / where).read_bytes()
@@ -399,6 +413,10 @@ def _check_manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Problem]]
             return None, [
                 Problem("the manifest's bytes have changed", where, "other spacing", "the bytes freeze wrote")
             ]
+        if manifest["tables"].keys() != SCHEMAS.keys() or not all(said["sha256"] for _, said in _files(manifest)):
+            return None, [
+                Problem("the manifest lists other files", where, str(list(manifest["tables"])), str(list(SCHEMAS)))
+            ]
         if (root := dataset_root(manifest["kind"], manifest["tables"])) != manifest["root"]:
             return None, [Problem("the tables' roots do not give the dataset's root", where, root, manifest["root"])]
     except OSError as problem:
@@ -408,7 +426,7 @@ def _check_manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Problem]]
     return manifest, []
 
 
-def _check_rows(folder: Path, name: str) -> tuple[list[Problem], dict[str, Any]]:
+def _check_rows(folder: Path, name: str) -> tuple[list[Problem], int, str]:
     """Recompute every row digest of a content table: the damaged rows, and the table's rows and root as found."""
     where, at, tree = f"{name}.parquet", 0, Merkle()
     problems: list[Problem] = []
@@ -452,7 +470,7 @@ def _check_rows(folder: Path, name: str) -> tuple[list[Problem], dict[str, Any]]
         problems.append(
             Problem("the table cannot be read", where, _one_line(problem), "a parquet table that freeze wrote")
         )
-    return problems, {"rows": at, "root": tree.root().hex()}
+    return problems, at, tree.root().hex()
 
 
 def _row_digests(name: str, table: pa.Table | pa.RecordBatch) -> list[tuple[bytes, bytes]]:

@@ -293,12 +293,12 @@ class _Freezer:
         for prompt, content, responses, said in made:
             if prompt not in seen:
                 seen.add(prompt)
-                self._prompts.append((prompt, content))
+                self._prompts.append((prompt, bytes(memoryview(content))))  # orjson's own buffer is far larger
                 self._held += 2 * len(content) + 256
             for response, text in responses:
                 if response not in seen:
                     seen.add(response)
-                    self._responses.append((response, prompt, text))
+                    self._responses.append((response, prompt, bytes(memoryview(text))))
                     self._held += 2 * len(text) + 384
             self._judgements.append((*said, file, row))
             self._held += _ROW_COST + sum(len(x) for x in said if isinstance(x, str))
