@@ -18,6 +18,7 @@ from torch import Tensor
 
 from holdfast.data.views import Comparisons, Preferred
 from holdfast.errors import IntegrityError, RecipeError
+from holdfast.language import packing
 from holdfast.language.planning import by_prompt, micro_batches
 from holdfast.language.policy import Policy, RewardModel
 from holdfast.language.reference import Reference
@@ -37,7 +38,7 @@ class Batch:
     edges: np.ndarray  # (E,) positions in the objective's comparisons
     a_E: Tensor  # (E,) place of each comparison's first response among the batch's responses
     b_E: Tensor
-    forward: Any  # packing.Packed or packing.Padded
+    forward: packing.Batch
 
 
 class _Language:
@@ -156,10 +157,7 @@ class _Compare(_Language):
         prompts = np.repeat(c.prompt[edges], 2)
         responses = np.stack([c.a[edges], c.b[edges]], axis=1).ravel()
         forward = self.wrapped.batch(self.tokens, by_prompt(prompts.tolist(), responses.tolist()))
-        place = {int(response): i for i, response in enumerate(forward.response_index)}
-        a_E = torch.tensor([place[int(i)] for i in c.a[edges]], device=self.model.device)
-        b_E = torch.tensor([place[int(i)] for i in c.b[edges]], device=self.model.device)
-        return Batch(rows, edges, a_E, b_E, forward)
+        return Batch(rows, edges, forward.where(c.a[edges]), forward.where(c.b[edges]), forward)
 
     def _responses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Per response: the quantities that a loss may name (`r`, `logp`, `n`, ...), and the reward that metrics show."""
