@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # `verify` reads rows on machines without torch
+    import torch
 
 # A metric on its way: (sum, weight). The figure is sum / weight, taken once, after everything was added up.
 Sums = Mapping[str, tuple[float, float]]
