@@ -69,7 +69,7 @@ def fingerprint(parameters: Sequence[tuple[str, torch.Tensor]], seed: int, step:
         stride = max(1, tensor.numel() // 2048)
         piece = tensor.detach().reshape(-1)[derive(seed, step, "fingerprint", name) % stride :: stride]
         pieces.append(piece.contiguous().view(torch.uint8))
-    hashed.update(torch.cat(pieces).cpu().numpy())
+    hashed.update(torch.cat(pieces).cpu().numpy().tobytes())
     return hashed.hexdigest()
 
 

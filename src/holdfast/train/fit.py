@@ -324,25 +324,21 @@ def fit(
                     progress.note(f"stopped after step {step} of {trainer.total}; to go on: holdfast resume {folder}")
                     return Fitted(step, ledger.head, weights_digest(trained_state(objective.model)), "interrupted")
                 last = step == trainer.total
-                if settings.eval_every is not None and held is not None and (step % settings.eval_every == 0 or last):
-                    if not any(e["step"] == step for e in history.figures):
-                        began = time.perf_counter()
-                        figures = trainer.figures(step, held) if step else base_figures
-                        history.add(ledger.append("figures", step=step, rows=len(held), figures=figures))
-                        timed(began, step=step, what="figures")
-                        progress.figures(step, figures)
+                due = settings.eval_every is not None and (step % settings.eval_every == 0 or last)
+                if due and held is not None and not any(e["step"] == step for e in history.figures):
+                    began = time.perf_counter()
+                    figures = trainer.figures(step, held) if step else base_figures
+                    history.add(ledger.append("figures", step=step, rows=len(held), figures=figures))
+                    timed(began, step=step, what="figures")
+                    progress.figures(step, figures)
                 best = history.best(settings.stop_on)
-                if (
-                    best is not None
-                    and best["step"] == step
-                    and not any(e["best"] and e["step"] == step for e in history.checkpoints)
-                ):
+                if best is not None and best["step"] == step and not history.has_checkpoint(step, best=True):
                     keep(best=True)
                 worse = [e for e in history.figures if best is not None and e["step"] > best["step"]]
                 stop = len(worse) >= settings.patience and not last
-                if step and (step % settings.checkpoint_every == 0 or last or stop):
-                    if not any(not e["best"] and e["step"] == step for e in history.checkpoints):
-                        keep(best=False)
+                due = step > 0 and (step % settings.checkpoint_every == 0 or last or stop)
+                if due and not history.has_checkpoint(step, best=False):
+                    keep(best=False)
                 if last or stop:
                     break
 
@@ -351,7 +347,7 @@ def fit(
                 recorded, metrics, tokens = trainer.step(step)
                 line = {"step": step, **{k: recorded[k] for k in ("loss", "grad_norm", "lr")}, **metrics}
                 os.write(metrics_file, orjson.dumps(line) + b"\n")
-                history.add(ledger.append("step", **recorded))
+                ledger.append("step", **recorded)
                 timed(began, step=step, what="step", **({"tokens": tokens} if tokens is not None else {}))
                 progress.step(step, recorded["loss"], tokens)
 

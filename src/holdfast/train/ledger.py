@@ -12,11 +12,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from holdfast.errors import IntegrityError
+from holdfast.errors import DataError, IntegrityError
 
 FORMAT = "holdfast-ledger/1"
 START = "0" * 64  # what the first entry gives as the hash before it
@@ -52,11 +52,20 @@ def read_ledger(path: Path) -> tuple[list[Entry], bytes]:
     lines, torn = split_lines(path.read_bytes())
     problems = check_chain(lines, path.name)
     if problems:
-        what, where, found, expected = problems[0]
+        first = problems[0]
         raise IntegrityError(
-            f"{path}: {where}: {what}: found {found}, expected {expected}; restore the file from a copy, or run `verify`"
+            f"{path}: {first.where}: {first.what}: found {first.found}, expected {first.expected}; restore the file from a copy"
         )
     return [orjson.loads(line) for line in lines], torn
+
+
+def read_head(folder: Path) -> str:
+    """The hash of a run's last entry: the name of everything that it did. Raises as `read_ledger`, and DataError without a ledger."""
+    path = folder / "ledger.jsonl"
+    if not path.is_file():
+        raise DataError(f"{folder} is no run: it has no ledger.jsonl")
+    entries, _ = read_ledger(path)
+    return entries[-1]["hash"] if entries else START
 
 
 def split_lines(data: bytes) -> tuple[list[bytes], bytes]:
@@ -65,13 +74,23 @@ def split_lines(data: bytes) -> tuple[list[bytes], bytes]:
     return lines, torn
 
 
-def check_chain(lines: Sequence[bytes], name: str) -> list[tuple[str, str, str, str]]:
-    """(what, where, found, expected) of every place where the chain does not hold; one per damaged entry, not one per follower."""
-    problems: list[tuple[str, str, str, str]] = []
+class Break(NamedTuple):
+    """A place where the chain does not hold: the line (from 0), and what to say of it."""
+
+    line: int
+    what: str
+    where: str
+    found: str
+    expected: str
+
+
+def check_chain(lines: Sequence[bytes], name: str) -> list[Break]:
+    """Every place where the chain does not hold: one per damaged entry, not one per follower."""
+    problems: list[Break] = []
     before = {START}  # hashes that the next entry may name: what the entry before says of itself, and what it hashes to
     number: int | None = 0  # None after a line that could not be read: it may have been two
-    for line_number, line in enumerate(lines, 1):
-        where = f"{name} line {line_number}"
+    for i, line in enumerate(lines):
+        where = f"{name} line {i + 1}"
         try:
             entry = orjson.loads(line)
             n, said, prev = int(entry["n"]), str(entry["hash"]), str(entry["prev"])
@@ -79,16 +98,16 @@ def check_chain(lines: Sequence[bytes], name: str) -> list[tuple[str, str, str, 
             where += f" (entry {n}" + (f", step {entry['step']})" if "step" in entry else ")")
         except (ValueError, KeyError, TypeError):
             problems.append(
-                ("not a ledger entry", where, _short(line), "an entry" if number is None else f"entry {number}")
+                Break(i, "not a ledger entry", where, _short(line), "an entry" if number is None else f"entry {number}")
             )
             before, number = set(), None
             continue
         if hashed != said or _line(entry) != line:
-            problems.append(("entry does not hash to what it says", where, hashed, said))
+            problems.append(Break(i, "entry does not hash to what it says", where, hashed, said))
         elif number is not None and n != number:
-            problems.append(("entries are missing or out of order", where, f"entry {n}", f"entry {number}"))
+            problems.append(Break(i, "entries are missing or out of order", where, f"entry {n}", f"entry {number}"))
         elif before and prev not in before:
-            problems.append(("entry does not follow the one before", where, prev, min(before)))
+            problems.append(Break(i, "entry does not follow the one before", where, prev, min(before)))
         before, number = {said, hashed}, n + 1
     return problems
 
@@ -198,6 +217,9 @@ class History:
             ):
                 best = entry
         return best
+
+    def has_checkpoint(self, step: int, best: bool) -> bool:
+        return any(e["step"] == step and e["best"] == best for e in self.checkpoints)
 
     def kept(self, keep: int) -> list[Entry]:
         """The checkpoint entries whose folders a run keeps: the newest `keep` to resume from, and the best."""

@@ -125,9 +125,8 @@ class Order:
             here, g = int(step[i]), int(group[i])
             if count[here, g] <= p:
                 continue
-            near = sorted(range(n_steps), key=lambda t, here=here: (abs(t - here), t))
-            for there in near:
-                if there == here or count.get((there, g), 0) >= p:
+            for there in np.argsort(np.abs(np.arange(n_steps) - here), kind="stable").tolist():
+                if count.get((there, g), 0) >= p:
                     continue
                 k = next(
                     (k for k in range(bounds[there], bounds[there + 1]) if count.get((here, int(group[k])), 0) < p),
