@@ -116,9 +116,8 @@ def make_model(scratch: ScratchTable, tokenizer: PreTrainedTokenizerBase, seed: 
 
 def dataset_texts(ds: Dataset, rows: np.ndarray) -> Iterator[str]:
     """The texts to train a tokenizer on: each prompt of `rows` once, and each of their preferred responses once."""
-    chosen = preferred(ds, rows)
-    for table, indices in (("prompts", chosen.prompt), ("responses", chosen.response)):
-        wanted = set(np.asarray(indices).tolist())
+    for table, indices in (("prompts", ds.prompt_of[rows]), ("responses", preferred(ds, rows).response)):
+        wanted = set(indices.tolist())
         for start, contents in ds.iter_contents(table, 1024):
             for i, content in enumerate(contents, start):
                 if i in wanted:

@@ -24,7 +24,7 @@ import orjson
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from holdfast.data.dataset import Dataset
+from holdfast.data.dataset import Dataset, check_rows_exist
 from holdfast.data.ragged import Ragged
 from holdfast.data.records import Content
 from holdfast.errors import DataError
@@ -92,7 +92,7 @@ def tokenise(
     """
     if ds.kind != "text":
         raise DataError(f"dataset {ds.path} holds {ds.kind}, which have no tokens; give a dataset of text")
-    rows = np.asarray(rows, dtype=np.int64)
+    rows = check_rows_exist(ds, rows)
     coder = Coder(tokenizer, stops)
     prompt_of = np.asarray(ds.prompt_of)
     chosen = ds.responses_of.take(rows)
@@ -365,7 +365,7 @@ class Coder:
     def response_text(self, content: Content) -> str:
         """A response to a text prompt."""
         if not isinstance(content, str):
-            raise _Refused("chat messages under a text prompt")
+            raise _Refused("chat messages under a prompt of text; give both as messages")
         content = self._unstopped(content)
         self._seen["special"] += self._special.search(content) is not None
         return content
