@@ -8,6 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from holdfast.errors import DataError
+from holdfast.language.policy import Policy
 from holdfast.language.sample import _draw, sample
 from holdfast.language.scratch import train_tokenizer
 
@@ -179,6 +180,15 @@ def test_messages_are_rendered(tokenizer):
     chat = sample(model, tokenizer, [[{"role": "user", "content": "kelp"}]], max_new_tokens=5, temperature=0)[0][0]
     ids = torch.tensor([tokenizer("<|user|>kelp<|end|><|assistant|>")["input_ids"]])
     assert chat.ids.tolist() == model.generate(ids, do_sample=False, max_new_tokens=5)[0, ids.shape[1] :].tolist()
+
+
+def test_a_packed_policy_samples_as_its_model_does(tokenizer):
+    settings = {"max_new_tokens": 8, "n": 2, "seed": 1}
+    plain = sample(tiny("llama", tokenizer), tokenizer, PROMPTS, **settings)
+    policy = Policy(tiny("llama", tokenizer), "packed")
+    assert policy.compute == "packed"
+    packed = sample(policy, tokenizer, PROMPTS, **settings)
+    assert [[a.ids.tolist() for a in s] for s in packed] == [[a.ids.tolist() for a in s] for s in plain]
 
 
 def test_model_is_left_as_it_was(tokenizer):

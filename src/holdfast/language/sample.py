@@ -70,8 +70,7 @@ def sample(
         if not good:
             raise DataError(f"sample: {name} = {value} is out of range")
     model = model.model if hasattr(model, "logps") else model  # a Policy
-    eos = getattr(model.generation_config, "eos_token_id", None)
-    coder = Coder(tokenizer, eos if isinstance(eos, list) else [eos] if eos is not None else [])
+    coder = Coder(tokenizer, model.generation_config.eos_token_id)
     ids = coder.prompts(prompts)
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for i, mine in enumerate(ids):

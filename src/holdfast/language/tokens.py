@@ -30,6 +30,8 @@ from holdfast.data.records import Content
 from holdfast.errors import DataError
 from holdfast.recipe import TextTable
 
+Stops = int | Sequence[int] | None  # as `eos_token_id` stands in a generation config
+
 VERSION = "holdfast/tokens/1"  # part of every key: raise it when the same text would give other ids
 CHUNK = 4096  # contents per call of the tokenizer
 GUARD = (
@@ -79,7 +81,7 @@ class Tokens:
 
 
 def tokenise(
-    ds: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, text: TextTable, *, stops: Sequence[int] = ()
+    ds: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, text: TextTable, *, stops: Stops = None
 ) -> Tokens:
     """The tokens of `rows` (numbers of the dataset's judgements) under the length policy of `text`.
 
@@ -260,7 +262,7 @@ def tokenise(
 
 
 def tokens_key(
-    ds: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, text: TextTable, stops: Sequence[int] = ()
+    ds: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, text: TextTable, stops: Stops = None
 ) -> str:
     """The digest of all that `tokenise` depends on, without tokenising: the name under which to keep its arrays."""
     parts = {
@@ -297,10 +299,11 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()) -> tuple[int, ...]:
+def stop_ids(tokenizer: PreTrainedTokenizerBase, stops: Stops = None) -> tuple[int, ...]:
     """The tokens that end a response: the tokenizer's eos first, then those of `stops` (a generation config's)."""
     eos = tokenizer.eos_token_id
-    found = dict.fromkeys([i for i in [eos, *stops] if i is not None])
+    more = [stops] if isinstance(stops, int) else list(stops or ())
+    found = dict.fromkeys([i for i in [eos, *more] if i is not None])
     if not found:
         raise DataError(
             "the tokenizer has no eos token, so no response could end; "
@@ -315,7 +318,7 @@ class Coder:
     stops: the tokens that end a response; the first is the one put where there is none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Stops = None):
         self.tokenizer = tokenizer
         self.stops = stop_ids(tokenizer, stops)
         self.stop_texts = [str(tokenizer.convert_ids_to_tokens(i)) for i in self.stops]
