@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
@@ -44,7 +44,7 @@ QUANTITIES: dict[str, str] = {
     "aligned_l": "(E,) the same for l",
     "margin": "(E,) how much better w is, from the dataset's margin column; zeros where it has none",
     "tie": "(E,) 1.0 where the judgement is a tie (w and l then in any order), else 0.0",
-    "delta": "() the running reward shift, state of the objective, see `bco_delta`",
+    "delta": "() the running reward shift: state, 0 at first, see `bco_delta`",
     "logp": "(E,) summed log-probability of the row's response tokens under the policy, with graph",
     "r": "(E,), in list losses (K,): log ratio logp - ref_logp, with graph",
     "good": "(E,) 1.0 where the response was labelled good, 0.0 where bad",
@@ -62,10 +62,13 @@ class Loss(Protocol):
 
     name: str
     family: Family
-    needs: tuple[str, ...]  # its quantities, in the order of its parameters
+    takes: tuple[str, ...]  # its quantities, in the order of its parameters
+    needs: tuple[str, ...]  # what to compute for it: these and, for `soft`, the same of the other response
     couples_rows: bool  # its value for one row depends on the others: give it the whole step's rows in one call
     why_not_soft: str | None  # why a label with a probability makes no sense for it; None where it does
-    uses_ties: bool  # takes rows that are ties
+    uses_ties: bool  # ties are outcomes of their own to it (to others a tie is the probability 1/2)
+    needs_reference: bool  # one of its quantities comes from a reference model
+    updates: Mapping[str, Callable[..., Tensor]]  # state it needs: the function that gives the next value after a step
     normaliser: Normaliser  # what the sum over rows is divided by: the number of rows, or of response tokens
     paper: str  # arXiv number, or another source
     equation: str
@@ -87,10 +90,12 @@ def _register(
     couples_rows: bool = False,
     why_not_soft: str | None = None,
     normaliser: Normaliser = "rows",
+    updates: Mapping[str, Callable[..., Tensor]] | None = None,
 ) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         parameters = inspect.signature(function).parameters.values()
-        needs = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
+        takes = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
+        needs = tuple(dict.fromkeys([*takes, *([] if why_not_soft else map(_exchanged, takes))]))
         strange = [n for n in needs if n not in QUANTITIES]
         if strange or function.__name__ in LOSSES:
             raise TypeError(
@@ -99,10 +104,13 @@ def _register(
         loss = cast(Loss, function)
         loss.name = function.__name__
         loss.family = family
+        loss.takes = takes
         loss.needs = needs
         loss.couples_rows = couples_rows
         loss.why_not_soft = why_not_soft
         loss.uses_ties = "tie" in needs or "rank" in needs
+        loss.needs_reference = any(re.match(r"r(_[wl])?$|ref_|past_ref_|kl_", n) for n in needs)
+        loss.updates = updates or {}
         loss.normaliser = normaliser
         loss.paper = paper
         loss.equation = equation
@@ -138,16 +146,27 @@ def soft(loss: Callable[..., Tensor], p: Tensor, **given: Any) -> Tensor:
     loss: a registered loss. p: (E,) in [0, 1]. given: its quantities and hyper-parameters, all by name. L(l, w)
     exchanges every quantity `x_w` with `x_l`; a quantity of the pair as a whole (`margin`, `delta`) stays as it is.
 
-    Raises RecipeError for a loss with `why_not_soft`.
+    A loss with `why_not_soft` is given as it is where every p is 1; any other p raises RecipeError.
     """
     said = cast(Loss, loss)
-    if said.why_not_soft is not None:
-        raise RecipeError(f"{said.name} takes no probability as a label: {said.why_not_soft}")
     hyper = {k: v for k, v in given.items() if k not in said.needs}
-    straight = [given[n] for n in said.needs]
-    other = {"w": "l", "l": "w"}
-    exchanged = [given[re.sub(r"_([wl])$", lambda m: "_" + other[m[1]], n)] for n in said.needs]
+    straight = [given[n] for n in said.takes]
+    if said.why_not_soft is not None:
+        unsure = int((p != 1).sum())
+        if unsure:
+            raise RecipeError(
+                f"[objective] {said.name} takes no probability as a label, since {said.why_not_soft}; {unsure} of "
+                f"{p.numel()} comparisons here are soft labels or ties: leave them out, or take another loss"
+            )
+        return loss(*straight, **hyper)
+    exchanged = [given[_exchanged(n)] for n in said.takes]
     return p * loss(*straight, **hyper) + (1 - p) * loss(*exchanged, **hyper)
+
+
+def _exchanged(quantity: str) -> str:
+    """The same quantity of the other response; itself where it is of the pair as a whole."""
+    other = {"_w": "_l", "_l": "_w"}
+    return quantity[:-2] + other.get(quantity[-2:], quantity[-2:])
 
 
 def check(holds: bool, loss: str, name: str, value: object, allowed: str) -> None:
@@ -158,5 +177,5 @@ def check(holds: bool, loss: str, name: str, value: object, allowed: str) -> Non
 
 def dry_run(loss: Callable[..., Tensor], **hyper: Any) -> None:
     """Call the loss on one made-up row: refuses a hyper-parameter out of range before anything is computed."""
-    needs = cast(Loss, loss).needs
-    loss(*(torch.zeros(1, dtype=torch.long) if n == "owner" else torch.ones(1) for n in needs), **hyper)
+    takes = cast(Loss, loss).takes
+    loss(*(torch.zeros(1, dtype=torch.long) if n == "owner" else torch.ones(1) for n in takes), **hyper)
