@@ -172,7 +172,10 @@ def freeze(
         dataset = work.finish({str(path): _input_sha256(path) for path in paths})
         aside.unlink(missing_ok=True)  # from an earlier attempt
         kept = dataset.path / "rejects.jsonl"
-        if rejects.path.is_file() and file_sha256(rejects.path) != dataset.manifest["rejects"]["sha256"]:
+        if (
+            rejects.path.is_file()
+            and file_sha256(rejects.path) != dataset.manifest["beside"]["rejects.jsonl"]["sha256"]
+        ):
             kept = aside  # the dataset was there already, from files with other rejects
             shutil.copyfile(rejects.path, aside)
         rejects = Rejects(kept, len(rejects), rejects.by_reason)
@@ -249,9 +252,9 @@ class _Freezer:
         runs.mkdir()
         place = [pa.field("file", pa.int32()), pa.field("row", pa.int64())]
         self._sorters = {
-            "prompts": _Sorter(runs, "prompts", SCHEMAS["prompts"]),
-            "responses": _Sorter(runs, "responses", SCHEMAS["responses"]),
-            "judgements": _Sorter(runs, "judgements", pa.schema([*SCHEMAS["judgements"], *place])),
+            "prompts": _Sorter(runs, "prompts", SCHEMAS["prompts"], once=True),
+            "responses": _Sorter(runs, "responses", SCHEMAS["responses"], once=True),
+            "judgements": _Sorter(runs, "judgements", pa.schema([*SCHEMAS["judgements"], *place]), once=False),
         }
 
     def __enter__(self) -> _Freezer:
@@ -401,11 +404,8 @@ class _Freezer:
         for name in ("prompts", "responses"):
             tree, writer = Merkle(), _Writer(self.folder / f"{name}.parquet", SCHEMAS[name])
             for merged in self._sorters[name].merge():
-                ids = digests(merged["id"])
-                first = np.concatenate(([True], (ids[1:] != ids[:-1]).any(axis=1)))
-                once = merged.filter(pa.array(first)) if not first.all() else merged
-                tree.extend(once["id"].to_pylist())
-                writer.write(once)
+                tree.extend(merged["id"].to_pylist())
+                writer.write(merged)
             tables[name] = {"rows": tree.size, "root": tree.root().hex(), **writer.close()}
         tree, writer = Merkle(), _Writer(self.folder / "judgements.parquet", SCHEMAS["judgements"])
         origins = _Writer(self.folder / "origins.parquet", SCHEMAS["origins"])
@@ -435,9 +435,9 @@ class _Freezer:
             writer.write(table)
             origins.write(merged.select(SCHEMAS["origins"].names).cast(SCHEMAS["origins"]))
         tables["judgements"] = {"rows": tree.size, "root": tree.root().hex(), **writer.close()}
-        tables["origins"] = {"rows": tree.size, **origins.close()}
+        beside = {"origins.parquet": origins.close()}
         shutil.rmtree(self.folder / "runs")
-        _sync(self.folder / "rejects.jsonl")
+        beside["rejects.jsonl"] = _written(self.folder / "rejects.jsonl")
         root = dataset_root(kind, tables)
         files = [
             {"name": name, "rows": self.file_rows[number], "sha256": inputs.get(name)}
@@ -446,17 +446,13 @@ class _Freezer:
         files += [
             {"name": name, "rows": 0, "sha256": digest} for name, digest in inputs.items() if name not in self.files
         ]
-        rejected = self.folder / "rejects.jsonl"
         manifest = {
             "format": FORMAT,
             "kind": kind,
             "root": root,
             "tables": tables,
-            "rejects": {
-                "rows": self._by_reason.total(),
-                "bytes": rejected.stat().st_size,
-                "sha256": file_sha256(rejected),
-            },
+            "beside": beside,
+            "rejects": self._by_reason.total(),
             "files": files,
         }
         (self.folder / "manifest.json").write_bytes(manifest_bytes(manifest))
@@ -481,10 +477,13 @@ class _Freezer:
 
 
 class _Sorter:
-    """Rows sorted by `id` beyond what memory holds: sorted runs on disk, merged a block of each at a time."""
+    """Rows sorted by `id` beyond what memory holds: sorted runs on disk, merged a block of each at a time.
 
-    def __init__(self, folder: Path, name: str, schema: pa.Schema):
-        self.folder, self.name, self.schema = folder, name, schema
+    once: rows of one id are the same row, and one is kept.
+    """
+
+    def __init__(self, folder: Path, name: str, schema: pa.Schema, once: bool):
+        self.folder, self.name, self.schema, self.once = folder, name, schema, once
         self.runs: list[Path] = []
         self._made = 0
 
@@ -493,9 +492,7 @@ class _Sorter:
         self.runs.append(self._write(iter([table.take(order)])))
 
     def merge(self) -> Iterator[pa.Table]:
-        """All rows in order of id, in pieces. Equal ids come in the order of their runs, and in one piece or in
-        neighbouring ones.
-        """
+        """All rows in order of id, in pieces. Equal ids stand together, if need be across neighbouring pieces."""
         while len(self.runs) > _FAN_IN:
             few, self.runs = self.runs[:_FAN_IN], self.runs[_FAN_IN:]
             self.runs.append(self._write(self._merge(few)))
@@ -525,6 +522,7 @@ class _Sorter:
 
         for i in range(len(runs)):
             refill(i)
+        last = b""
         while live := [i for i, head in enumerate(heads) if head is not None]:
             # Whatever is not above the smallest of the blocks' last ids can have no smaller row behind it.
             limit = min(heads[i][1][-1] for i in live)  # type: ignore[index]
@@ -539,8 +537,14 @@ class _Sorter:
                     else:
                         heads[i] = (batch.slice(n), ids[n:])
             table = pa.Table.from_batches(parts, self.schema).combine_chunks()
-            order = np.argsort(digests(table["id"]).view("S32").ravel(), kind="stable")
-            yield table.take(order)
+            ids = digests(table["id"]).view("S32").ravel()
+            order = np.argsort(ids, kind="stable")
+            if self.once:
+                ids = ids[order]
+                order = order[np.concatenate(([ids[0] != last], ids[1:] != ids[:-1]))]
+                last = ids[-1]
+            if len(order):
+                yield table.take(order)
         for file in files:
             file.close()
 
@@ -592,8 +596,7 @@ class _Writer:
         if self._held:
             self._flush(all=True)
         self._writer.close()
-        _sync(self.path)
-        return {"bytes": self.path.stat().st_size, "sha256": file_sha256(self.path)}
+        return _written(self.path)
 
 
 def _input_sha256(path: Path) -> str:
@@ -612,6 +615,12 @@ def _alive(pid: str) -> bool:
     except OSError:
         pass  # it is there, and another user's
     return True
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """Bring a finished file to the disk; what the manifest says of it."""
+    _sync(path)
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _sync(path: Path) -> None:
