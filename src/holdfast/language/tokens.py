@@ -103,8 +103,7 @@ def tokenise(
     asked = np.zeros(ds.n_prompts, dtype=bool)
     asked[prompt_of[rows]] = True
 
-    # 1. Prompts, then responses: each content once. `bad` says why one has no tokens; the rows that need it are left
-    # out.
+    # 1. Prompts, then responses: each content once. `bad` says why one has no tokens; rows that need it are left out.
     bad_prompt: dict[int, str] = {}
     bad_response: dict[int, str] = {}
     chats: dict[int, tuple[bytes, str]] = {}  # a prompt of messages -> (the messages, as rendered), for its responses
@@ -187,9 +186,7 @@ def tokenise(
         leave(over, f"longer than {most} tokens")
     elif text.too_long == "truncate-prompt-left":
         leave(over & (longest_response >= most), f"a response alone fills {most} tokens")
-        room = np.full(
-            ds.n_prompts, most, dtype=np.int64
-        )  # one cut per prompt, by its longest response: it stays shared
+        room = np.full(ds.n_prompts, most)  # one cut per prompt, by its longest response: it stays shared
         np.minimum.at(room, prompt_of[rows[fine]], most - longest_response[fine])
         n_p = np.minimum(n_p, room)
     elif text.too_long == "truncate-response-right":
@@ -198,8 +195,7 @@ def tokenise(
         kept[chosen.take(np.flatnonzero(fine)).flat] = True
         n_r = np.where(kept, np.minimum(n_r, most - n_p[under]), n_r)
 
-    # 3. A row must still tell its responses apart: where they differ only in what a template or a cut removes, it
-    # cannot.
+    # 3. A row must still tell its responses apart; it cannot where a template or a cut removed all their difference.
     seen: dict[bytes, int] = {}
     label = np.full(ds.n_responses, -1, dtype=np.int64)
     for position in np.flatnonzero(fine).tolist():
@@ -245,7 +241,7 @@ def tokenise(
         "stop": [tokenizer.convert_ids_to_tokens(i) for i in coder.stops],
         "tokenizer": tokenizer_digest(tokenizer),
         "template": template_digest(tokenizer),
-        "templated_prompts": len(chats),
+        "templated_prompts": int(sum(keep_p[i] for i in chats)),
         "max_length": most,
         "too_long": text.too_long,
         "warnings": coder.warnings(most),
@@ -376,11 +372,9 @@ class Coder:
     def reply_text(self, prompt: Content, head: str, content: Content) -> str:
         """What the template adds to `head`, the rendered prompt, for a response of text or of messages."""
         (messages, tools), _ = self._guard(_messages(prompt))
-        if isinstance(content, str):
-            said = self._unstopped(content)
-            reply: list[dict[str, Any]] = [{"role": "assistant", "content": said}]
-        else:
-            reply, said = _messages(content)[0], None
+        reply = [{"role": "assistant", "content": content}] if isinstance(content, str) else _messages(content)[0]
+        if isinstance(last := reply[-1].get("content"), str):
+            reply = [*reply[:-1], {**reply[-1], "content": self._unstopped(last)}]
         reply, found = self._guard(reply)
         self._seen["special"] += found
         whole = self._render(messages + reply, tools, answer=False)
@@ -393,9 +387,10 @@ class Coder:
                 f"{at}, {head[at : at + 40]!r} becomes {whole[at : at + 40]!r}; set tokenizer.chat_template to one "
                 "whose generation prompt is how it begins every assistant turn, or freeze the prompts as text"
             )
-        if said is not None and str(reply[0]["content"]).strip() not in whole[len(head) :]:
-            self._seen["altered"] += 1
-        return whole[len(head) :]
+        rest = whole[len(head) :]
+        said = [m["content"] for m in reply if m.get("role") == "assistant" and isinstance(m.get("content"), str)]
+        self._seen["altered"] += any(text.strip() not in rest for text in said)
+        return rest
 
     def _render(self, messages: list[dict[str, Any]], tools: Any, answer: bool) -> str:
         try:
