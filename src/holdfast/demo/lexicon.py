@@ -6,30 +6,17 @@ The writers and the gold reward share these facts and nothing else: each has its
 from __future__ import annotations
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "animal": ("dog", "cat", "horse", "cow", "duck", "goat", "mouse", "bear", "fox", "owl"),
-    "fruit": ("apple", "pear", "plum", "peach", "grape", "lemon", "melon", "fig"),
-    "drink": ("tea", "milk", "water", "juice", "coffee", "soup"),
-    "colour": ("red", "blue", "green", "black", "white", "yellow", "brown"),
-    "tool": ("hammer", "saw", "knife", "spoon", "rope", "brush", "needle"),
-    "vehicle": ("car", "bus", "train", "boat", "plane", "bike"),
+    "animal": ("dog", "cat", "horse", "cow", "fox", "owl"),
+    "fruit": ("apple", "pear", "plum", "lemon", "fig"),
+    "drink": ("tea", "milk", "water", "juice", "soup"),
+    "colour": ("red", "blue", "green", "black", "white"),
+    "tool": ("hammer", "knife", "spoon", "rope", "brush"),
+    "vehicle": ("car", "bus", "train", "boat", "bike"),
 }
 GROUP_OF = {word: group for group, words in GROUPS.items() for word in words}
 NOUNS = tuple(word for words in GROUPS.values() for word in words)
-THINGS = (
-    "apple",
-    "pear",
-    "plum",
-    "lemon",
-    "melon",
-    "duck",
-    "goat",
-    "bear",
-    "hammer",
-    "spoon",
-    "boat",
-    "car",
-)  # plural + s
-NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Finn", "Grace", "Hugo")
+THINGS = ("apple", "pear", "plum", "lemon", "hammer", "spoon", "boat", "car")  # plural + s
+NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Finn")
 SIZES = ("big", "small", "old", "new", "tall", "cold")
 
 _NUMBERS = """
@@ -82,7 +69,7 @@ _FUNCTION_WORDS = """
     years old box holds hold costs cost drinks drink appears appear times time item items plus minus twice
     makes get gets who gives equals belong belongs please could would can will gladly course pleasure happy
     help welcome thank thanks sure certainly well good question let think about hope helps honest may know
-    view say ask asked only such kind other others put written joined between whole sentence starts ends
+    view say ask asked asking only such kind other others put written joined between whole sentence starts ends
     start end opposite past obviously anyone everyone knows whatever find name names animal animals fruit
     fruits colour colours tool odd true false tools vehicle vehicles door window tree house river road open
     opened close wash bring give wait

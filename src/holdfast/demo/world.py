@@ -102,7 +102,7 @@ class World:
             key = " ".join(m["content"] for m in messages).casefold()
             if key in seen:
                 misses += 1
-                if misses > 1000:
+                if misses > 200:
                     raise DataError(
                         f"category {category!r} holds fewer than {len(found)} different prompts; ask for fewer"
                     )
