@@ -521,6 +521,7 @@ REFUSE_SOFT = {
 def test_which_losses_take_no_probability():
     assert {n for n, f in LOSSES.items() if f.why_not_soft} == REFUSE_SOFT
     assert {n for n, f in LOSSES.items() if f.couples_rows} == {"aot", "aot_unpaired", "dr_dpo"}
+    assert {n for n, f in LOSSES.items() if f.per_token} == {"ipo_avg", "simpo", "orpo", "ln_dpo"}
     free = {"slic", "simpo", "cpo", "orpo", "sft_nll", "bradley_terry", "reward_plackett_luce", "reward_rao_kupper"}
     assert {n for n, f in LOSSES.items() if not f.needs_reference} == free
 

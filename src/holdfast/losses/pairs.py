@@ -67,7 +67,7 @@ def ipo(r_w: Tensor, r_l: Tensor, *, tau: float = 0.1) -> Tensor:
     return (r_w - r_l - 1 / (2 * tau)) ** 2
 
 
-@pair_loss(paper="2310.12036", equation="eq. 17, per token")
+@pair_loss(paper="2310.12036", equation="eq. 17, per token", per_token=True)
 def ipo_avg(r_w: Tensor, r_l: Tensor, n_w: Tensor, n_l: Tensor, *, tau: float = 0.1) -> Tensor:
     """(r_w / n_w - r_l / n_l - 1 / (2 tau))^2
 
@@ -293,7 +293,7 @@ def tdpo2(r_w: Tensor, r_l: Tensor, kl_w: Tensor, kl_l: Tensor, *, beta: float =
     return -logsigmoid(beta * (r_w - r_l - alpha * (kl_l - kl_w.detach())))
 
 
-@pair_loss(paper="2405.14734", equation="eq. 6")
+@pair_loss(paper="2405.14734", equation="eq. 6", per_token=True)
 def simpo(
     logp_w: Tensor,
     logp_l: Tensor,
@@ -333,7 +333,7 @@ def cpo(
     return -logsigmoid(beta * (logp_w - logp_l)) - lam * (logp_w if nll == "sum" else logp_w / n_w)
 
 
-@pair_loss(paper="2403.07691", equation="eq. 6 and 7")
+@pair_loss(paper="2403.07691", equation="eq. 6 and 7", per_token=True)
 def orpo(logp_w: Tensor, logp_l: Tensor, n_w: Tensor, n_l: Tensor, *, lam: float = 0.1) -> Tensor:
     """-logp_w / n_w - lam log sigma(o_w - o_l), o = ln(p / (1 - p)), p = exp(logp / n)
 
@@ -344,7 +344,7 @@ def orpo(logp_w: Tensor, logp_l: Tensor, n_w: Tensor, n_l: Tensor, *, lam: float
     return -mean_w - lam * logsigmoid(mean_w - _log1mexp(mean_w) - mean_l + _log1mexp(mean_l))
 
 
-@pair_loss(paper="2411.15124", equation="length-normalised DPO")
+@pair_loss(paper="2411.15124", equation="length-normalised DPO", per_token=True)
 def ln_dpo(r_w: Tensor, r_l: Tensor, n_w: Tensor, n_l: Tensor, *, beta: float = 5.0) -> Tensor:
     """-log sigma(beta (r_w / n_w - r_l / n_l))
 

@@ -68,6 +68,7 @@ class Loss(Protocol):
     why_not_soft: str | None  # why a label with a probability makes no sense for it; None where it does
     uses_ties: bool  # ties are outcomes of their own to it (to others a tie is the probability 1/2)
     needs_reference: bool  # one of its quantities comes from a reference model
+    per_token: bool  # its implicit reward is a mean over tokens, beta r / n or beta logp / n, not beta times the sum
     updates: Mapping[str, Callable[..., Tensor]]  # state it needs: the function that gives the next value after a step
     normaliser: Normaliser  # what the sum over rows is divided by: the number of rows, or of response tokens
     paper: str  # arXiv number, or another source
@@ -88,6 +89,7 @@ def _register(
     paper: str,
     equation: str,
     couples_rows: bool = False,
+    per_token: bool = False,
     why_not_soft: str | None = None,
     normaliser: Normaliser = "rows",
     updates: Mapping[str, Callable[..., Tensor]] | None = None,
@@ -110,6 +112,7 @@ def _register(
         loss.why_not_soft = why_not_soft
         loss.uses_ties = "tie" in needs or "rank" in needs
         loss.needs_reference = any(re.match(r"r(_[wl])?$|ref_|past_ref_|kl_", n) for n in needs)
+        loss.per_token = per_token
         loss.updates = updates or {}
         loss.normaliser = normaliser
         loss.paper = paper
