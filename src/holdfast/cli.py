@@ -166,13 +166,20 @@ def figures_table(metrics: dict[str, Any]) -> Table:
     table = Table(title="Held-out accuracy, 95 % interval over prompts", title_justify="left", header_style="bold")
     for column in ("part", "judgements", "accuracy", "longer wins", "bag of words"):
         table.add_column(column, justify="left" if column == "part" else "right")
-    for part, f in metrics["parts"].items():
-        table.add_row(part, f"{f['n']:,}", *(interval(f[name]) for name in ("accuracy", "longer", "bow")))
+    for part, cells in metrics["figures"]["parts"].items():
+        found = cells["all"]["figures"]
+        shown = (interval(found.get(f"{name}/accuracies")) for name in ("rewards", "longer", "bag of words"))
+        table.add_row(part, f"{cells['all']['judgements']:,}", *shown)
     return table
 
 
-def interval(figure: dict[str, float] | None) -> str:
-    return "-" if not figure or figure["value"] is None else f"{figure['value']:.3f} [{figure['lo']:.3f}, {figure['hi']:.3f}]"
+def interval(figure: dict[str, float | None] | None) -> str:
+    """A figure with its interval; a dash where there is none."""
+    if figure is None or figure["value"] is None:
+        return "-"
+    if figure["lo"] is None or figure["hi"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} [{figure['lo']:.3f}, {figure['hi']:.3f}]"
 
 
 @app.command()

@@ -41,6 +41,9 @@ from holdfast.train.ledger import read_head
 from holdfast.train.objective import Rows
 
 
+HELD_OUT = "held-out"  # the evaluation on the run's own held-out parts
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder: resolved recipe, ledger, checkpoints, model, results, report."""
@@ -93,7 +96,7 @@ def train(
             on_final=lambda temporary: save_model(prepared.objective.model, prepared.tokenizer, temporary),
             quiet=quiet,
         )
-    if done.stopped != "interrupted":
+    if done.stopped != "interrupted" and not (folder / "evaluations" / HELD_OUT / "metrics.json").exists():
         evaluate(folder)
         write_report(folder)
     return Run(folder, done.steps, done.ledger_head, done.weights_digest, done.stopped)
@@ -128,8 +131,6 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     held_out = held_out[np.isin(held_out, view.row)]
     if not len(train_rows):
         raise DataError(f"no judgement of {dataset.path} is left to train on: {_counts(left_out)}")
-    if recipe.train.eval_rows is not None:
-        held_out = held_out[np.linspace(0, len(held_out) - 1, min(len(held_out), recipe.train.eval_rows), dtype=int)]
     rows = Rows([dataset.row_id(i) for i in train_rows.tolist()], dataset.prompt_of[train_rows].astype(np.int64), train_rows)
     facts = {
         "recipe": recipe.digest(),
@@ -212,7 +213,7 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
         own = open_dataset(recipe.data.dataset)
         split = load_split(folder, own)
         if on is None:
-            dataset, name = own, "held-out"
+            dataset, name = own, HELD_OUT
             parts = {part: split.parts[part] for part in recipe.evaluate.parts if len(split.parts.get(part, ()))}
             if not parts:
                 raise DataError(f"run {folder} has nothing held out in {', '.join(recipe.evaluate.parts)}; evaluate it --on a dataset")
@@ -235,7 +236,7 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
             dataset,
             view,
             parts,
-            {k: scores[k][order] for k in (*SCORES, *POLICY_SCORES, *KL_SCORES) if k in scores},
+            {k: scores[k][order] for k in (*SCORES, *(POLICY_SCORES if "ref_logp_a" in scores else ()), *KL_SCORES) if k in scores},
             longer=longer(dataset, view),
             bow=words.margins(dataset, view),
         )

@@ -72,7 +72,7 @@ class _Language:
         for batch in self._quietly(rows):
             total, metrics = self.loss(batch)
             _add(sums, {"loss": (float(total), self.normaliser(batch.rows)), **metrics})
-        return {name: value / weight for name, (value, weight) in sums.items() if weight}
+        return {name: value / weight for name, (value, weight) in sums.items() if weight and name != "tokens"}
 
     def _quietly(self, rows: np.ndarray):
         """The batches of rows, evaluated without gradient or dropout."""
