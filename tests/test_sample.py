@@ -118,6 +118,8 @@ def test_answers_do_not_depend_on_the_batch(model, tokenizer):
     assert ids[0][0] != ids[0][1] and len({str(i) for several in ids for i in several}) > 6, "the samples differ"
     shorter = sample(model, tokenizer, PROMPTS[:2], max_new_tokens=4, n=3, seed=3)
     assert [[a.ids.tolist() for a in s[:2]] for s in shorter] == [[i[:4] for i in s] for s in ids[:2]]
+    twice = sample(model, tokenizer, [PROMPTS[0]] * 2, max_new_tokens=10, n=1, seed=3)
+    assert twice[0][0].ids.tolist() == ids[0][0] != twice[1][0].ids.tolist(), "equal prompts have numbers of their own"
     other = sample(model, tokenizer, PROMPTS, max_new_tokens=10, n=2, seed=4)
     assert [[a.ids.tolist() for a in s] for s in other] != ids
 
