@@ -90,23 +90,26 @@ def detect(sample: Sequence[Row], file: str, mapped: Iterable[str] = ()) -> Form
     """The one format that the rows of `sample` are in. Raises DataError that names the columns and the remedy."""
     columns = list(dict.fromkeys(c for row in sample for c in row))
     shown = ", ".join(repr(c) for c in columns[:20]) + (", ..." if len(columns) > 20 else "") or "none"
-    votes = {}
+    votes: dict[str, int] = {}
     for form in FORMATS.values():
-        if form.missing(columns) or not form.columns.issuperset(mapped):
+        if form.missing(columns):
             continue
         fitting = sum(not form.missing(row) and form.looks(row) for row in sample)
         if fitting:
             votes[form.name] = fitting
-    # A format whose columns are some of another's says less about the file (trl-implicit within trl).
-    found = [
-        f
-        for f in votes
-        if not any(set(FORMATS[f].needs) < set(FORMATS[g].needs) and votes[g] >= votes[f] for g in votes)
-    ]
-    # Formats over the same columns are told apart by the rows' values (hh and trl-implicit): the more frequent one.
+    # A few odd rows do not make a format. One whose columns are some of another's says less about the file
+    # (trl-implicit within trl). Formats over the same columns are told apart by the rows' values (hh, trl-implicit):
+    # the more frequent.
+    found = [f for f in votes if 2 * votes[f] >= max(votes.values())]
+    found = [f for f in found if not any(set(FORMATS[f].needs) < set(FORMATS[g].needs) for g in found)]
     found = [f for f in found if all(FORMATS[f].needs != FORMATS[g].needs or votes[f] >= votes[g] for g in found)]
     if len(found) == 1:
-        return FORMATS[found[0]]
+        form = FORMATS[found[0]]
+        for field in mapped:
+            if field not in form.columns:
+                takes = ", ".join(sorted(form.columns))
+                raise DataError(f"{file}: --map {field}=...: format {form.name} takes no {field!r}; it takes {takes}")
+        return form
     if found:
         fits = " and ".join(f"{f} ({', '.join(FORMATS[f].needs)})" for f in found)
         raise DataError(f"{file}: ambiguous format: the columns fit {fits}; say which with --format")
@@ -116,7 +119,7 @@ def detect(sample: Sequence[Row], file: str, mapped: Iterable[str] = ()) -> Form
             f"{file}: is {question!r} the prompt? Columns: {shown}. If so, --map prompt={question}; "
             "if the prompt is what 'chosen' and 'rejected' share, --format trl-implicit"
         )
-    near = min(FORMATS.values(), key=lambda form: (len(form.missing(columns)), len(form.needs)))
+    near = min(FORMATS.values(), key=lambda form: (len(form.missing(columns)), -len(form.needs)))
     hint = ""
     if len(near.missing(columns)) < len(near.needs):
         hint = f" Nearest is {near.name}, which also needs {', '.join(near.missing(columns))}."

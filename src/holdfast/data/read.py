@@ -19,7 +19,7 @@ import math
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,7 +52,7 @@ KINDS = {
 COMPRESSED = (".gz", ".zst", ".zstd")
 WRAPPERS = {"data", "rows", "examples", "instances", "items", "records", "train", "validation", "valid", "test", "dev"}
 # Files that lie beside data and describe it.
-BESIDE = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "manifest.json"}
+BESIDE = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
 @dataclass(slots=True)
@@ -124,8 +124,6 @@ def _read_one(file: str, path: Path, form: Format | None, mapping: dict[str, str
             rows, breaks = iter(()), str(broken)
             if not held and not at:
                 raise DataError(f"{file}: {breaks}; nothing in it can be read. Fetch or write it again") from None
-        except OSError as problem:
-            raise DataError(f"{file}: cannot be read: {problem.strerror or problem}") from None
         if not held:
             break
         if objects and not settled:
@@ -191,14 +189,14 @@ def _find(path: Path, name: str) -> list[tuple[str, Path]]:
         if (path / "dataset_dict.json").is_file():
             said = _read_small(path / "dataset_dict.json", name)
             splits = said.get("splits")
-            if not isinstance(splits, list) or not all(isinstance(s, str) for s in splits):
+            if not isinstance(splits, list) or not all(_is_plain_name(s) for s in splits):
                 raise DataError(f"{name}: dataset_dict.json names no splits; save the dataset again with save_to_disk")
             return [found for s in splits for found in _find(path / s, f"{name.rstrip('/')}/{s}")]
         if (path / "state.json").is_file():
             state = _read_small(path / "state.json", name)
             shards = state.get("_data_files")
             if not isinstance(shards, list) or not all(
-                isinstance(s, dict) and isinstance(s.get("filename"), str) for s in shards
+                isinstance(s, dict) and _is_plain_name(s.get("filename")) for s in shards
             ):
                 raise DataError(f"{name}: state.json names no data files; save the dataset again with save_to_disk")
             if state.get("_indices_data_files"):
@@ -235,9 +233,14 @@ def _read_small(path: Path, name: str) -> dict[str, Any]:
     return said
 
 
+def _is_plain_name(name: Any) -> bool:
+    """Whether it names something in the folder itself; a saved dataset must not lead elsewhere."""
+    return isinstance(name, str) and Path(name).name == name and name != ".."
+
+
 def _shard(folder: Path, name: str, shard: str) -> tuple[str, Path]:
     if not (folder / shard).is_file():
-        raise DataError(f"{name}: {shard}, which state.json names, is not there")
+        raise DataError(f"{name}: {shard}, which state.json names, is not there; copy or save the dataset again")
     return f"{name.rstrip('/')}/{shard}", folder / shard
 
 
@@ -310,9 +313,14 @@ def _unpack(stream: BinaryIO, packed: str | None) -> Iterator[bytes]:
                 if not data:
                     continue
                 inflate = zlib.decompressobj(wbits=31)
+            before = inflate.copy()
             try:
                 out = inflate.decompress(data, CHUNK)
             except zlib.error as problem:
+                # A call that fails gives nothing of what it unpacked: go up to the damage a byte at a time.
+                with contextlib.suppress(zlib.error):
+                    for i in range(len(data)):
+                        yield before.decompress(data[i : i + 1])
                 raise _Broken(f"damaged gzip ({problem})") from None
             data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
             if out:
@@ -628,7 +636,12 @@ def _columnar_rows(file: str, stream: BinaryIO, unpacked: Iterator[bytes] | None
             batches: Iterator[pa.RecordBatch]
             if kind == "parquet":
                 opened = pq.ParquetFile(stream, pre_buffer=False, buffer_size=CHUNK)
-                schema, batches = opened.schema_arrow, opened.iter_batches(batch_size=BATCH)
+                schema = opened.schema_arrow
+                batches = (  # a group at a time, so that a damaged one does not take the one before with it
+                    batch
+                    for group in range(opened.num_row_groups)
+                    for batch in opened.iter_batches(BATCH, row_groups=[group])
+                )
             elif magic == b"ARROW1":
                 table = pa.ipc.open_file(stream)
                 schema, batches = table.schema, (table.get_batch(i) for i in range(table.num_record_batches))
@@ -641,7 +654,7 @@ def _columnar_rows(file: str, stream: BinaryIO, unpacked: Iterator[bytes] | None
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise DataError(f"{file}: two columns are called {name!r}; rename one")
-        encoded = [f.name for f in schema if str(f.type) == "extension<arrow.json>"]
+        decoders = [(f.name, decode) for f in schema if (decode := _json_inside(f.type)) is not None]
         at = 0
         while True:
             try:
@@ -663,13 +676,30 @@ def _columnar_rows(file: str, stream: BinaryIO, unpacked: Iterator[bytes] | None
                         yield at, None, row
                         continue
                     try:
-                        for name in encoded:
-                            if type(row[name]) is str:
-                                row[name] = orjson.loads(row[name])
+                        for name, decode in decoders:
+                            row[name] = decode(row[name])
                     except orjson.JSONDecodeError as problem:
                         yield at, None, f"broken JSON: {problem} in column {name!r}"
                         continue
                     yield at, row, None
+
+
+def _json_inside(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """How to decode values of an arrow type in which some texts are JSON (`datasets` keeps tool calls so); None if
+    none."""
+    if str(kind) == "extension<arrow.json>":
+        return lambda value: orjson.loads(value) if type(value) is str else value
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        item = _json_inside(kind.value_type)
+        return item and (lambda value: value and [item(v) for v in value])
+    if pa.types.is_struct(kind):
+        fields = {f.name: decode for f in kind if (decode := _json_inside(f.type)) is not None}
+        return (
+            (lambda value: value and {k: fields[k](v) if k in fields else v for k, v in value.items()})
+            if fields
+            else None
+        )
+    return None
 
 
 def _one_row(piece: pa.RecordBatch, i: int) -> Row | str:
