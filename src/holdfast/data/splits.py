@@ -35,7 +35,8 @@ class Split:
 
     parts:    name to row numbers, (n,) int64 rising: train, validation, test, ood.
     left_out: (row, reason) of judgements in no part: comparisons of segments whose episodes lie in different parts.
-    members:  (key, part) by key: prompt ids (episode names, for segments), what the digest commits to.
+    members:  (key, part) by key, for all but `train`: prompt ids (episode names, for segments). With the dataset's root
+              and the spec, this is what the digest commits to; whatever is not listed is `train`.
     """
 
     parts: dict[str, np.ndarray]
@@ -163,8 +164,9 @@ def make_split(ds: Dataset, spec: SplitTable) -> Split:
         part[members[tests[name] : tests[name] + validations[name]]] = 1
     if not (part == 0).any():
         raise RecipeError(f"[data.split] leaves nothing to train on: {n} prompt groups are too few for these shares")
-    part_of = sorted((key, PARTS[part[g]]) for key, g in zip(found.members, found.member_group.tolist(), strict=True))
-    return _split(ds, spec, tuple(part_of), found)
+    of_member = part[found.member_group]
+    listed = sorted((found.members[m], PARTS[of_member[m]]) for m in np.flatnonzero(of_member))
+    return _split(ds, spec, tuple(listed), found)
 
 
 def load_split(folder: str | Path, ds: Dataset) -> Split:
@@ -190,6 +192,8 @@ def verify_split(folder: str | Path, dataset_root: str | None = None) -> list[Pr
         said = orjson.loads(raw)
         members = tuple((str(key), str(part)) for key, part in said["members"])
         spec = SplitTable.model_validate(said["spec"])
+        if not {part for _, part in members} <= set(PARTS[1:]):
+            return [Problem("the split names other parts", where, str({p for _, p in members})[:80], ", ".join(PARTS))]
         if (digest := _digest(said["dataset"], spec, members)) != said["digest"]:
             return [Problem("the split does not hash to its digest", where, digest, str(said["digest"])[:80])]
         if _split_bytes(said["dataset"], spec, members) != raw:
@@ -226,13 +230,12 @@ def check_disjoint(ds: Dataset, split: Split, found: Groups | None = None) -> No
 
 def _split(ds: Dataset, spec: SplitTable, members: tuple[tuple[str, str], ...], found: Groups) -> Split:
     """Rows by part, from the part of every member."""
-    number = {name: n for n, name in enumerate(PARTS)}
-    said = dict(members)
-    if said.keys() != set(found.members):
-        raise IntegrityError(
-            f"the split names {len(said)} prompts, dataset {ds.root[:12]} has {len(found.members)} others"
-        )
-    member_part = np.array([number[said[m]] for m in found.members], dtype=np.int64)
+    number = {name: n for n, name in enumerate(found.members)}
+    member_part = np.zeros(len(number), dtype=np.int64)
+    for key, part in members:
+        if key not in number:
+            raise IntegrityError(f"the split names {key[:64]}, which is not in dataset {ds.root[:12]}")
+        member_part[number[key]] = PARTS.index(part)
     if ds.kind == "segments":
         part_of_touched = member_part[found.of.flat]  # a group is its one member
     else:
@@ -281,4 +284,4 @@ def _digest(root: str, spec: SplitTable, members: tuple[tuple[str, str], ...]) -
 
 def _split_bytes(root: str, spec: SplitTable, members: tuple[tuple[str, str], ...]) -> bytes:
     said = {**_said(root, spec, members), "digest": _digest(root, spec, members)}
-    return orjson.dumps(said, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(said, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
