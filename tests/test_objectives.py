@@ -28,7 +28,10 @@ def world(tmp_path_factory):
     """Four prompts with three responses each: pairs, a tie, a soft preference and a ranking."""
     records = []
     for n in range(4):
-        prompt, (x, y, z) = says(f"say number {n}"), (f"it is {n}", f"{n} and no more", f"number {n}, dear friend, said aloud")
+        prompt, (x, y, z) = (
+            says(f"say number {n}"),
+            (f"it is {n}", f"{n} and no more", f"number {n}, dear friend, said aloud"),
+        )
         records += [
             Judgement("pair", prompt, (x, y), annotator="a"),
             Judgement("pair", prompt, (x, z), annotator="b"),
@@ -69,9 +72,13 @@ def test_sft_is_the_mean_negative_log_likelihood_per_token(world):
     view = preferred(ds, rows)
     model = model_of(tokenizer)
     objective = Sft(Policy(model), tokens, view, 3)
-    value = sum(float(objective.loss(b)[0].detach()) for b in objective.batches(view.row)) / objective.normaliser(view.row)
+    value = sum(float(objective.loss(b)[0].detach()) for b in objective.batches(view.row)) / objective.normaliser(
+        view.row
+    )
     with torch.no_grad():
-        total = sum(float(logp_alone(model, tokens, int(p), int(r))) for p, r in zip(view.prompt, view.response, strict=True))
+        total = sum(
+            float(logp_alone(model, tokens, int(p), int(r))) for p, r in zip(view.prompt, view.response, strict=True)
+        )
     n = sum(len(tokens.responses[int(r)]) for r in view.response)
     assert value == pytest.approx(-total / n, rel=1e-5)
     assert objective.figures(view.row)["nll"] == pytest.approx(value, rel=1e-6)
@@ -83,7 +90,9 @@ def test_dpo_uses_pairs_ties_soft_labels_and_rankings(world, compute):
     view = comparisons(ds, rows)
     model, other = model_of(tokenizer, 1), model_of(tokenizer, 2)
     reference = reference_logps(Policy(other, compute), "w", tokens, groups_of(view), "env", ds.path.parent / compute)
-    objective = Preference(Policy(model, compute), tokens, view, reference, loss="dpo", table={"beta": 0.3}, micro_batch=100)
+    objective = Preference(
+        Policy(model, compute), tokens, view, reference, loss="dpo", table={"beta": 0.3}, micro_batch=100
+    )
     value = sum(float(objective.loss(b)[0].detach()) for b in objective.batches(rows)) / objective.normaliser(rows)
 
     def ratio(prompt, response):
@@ -133,7 +142,9 @@ def test_accumulation_is_exact(world, kind):
         elif kind == "reward":
             objective = Reward(RewardModel.on(model, tokenizer, seed=0), tokens, view, table={}, micro_batch=micro)
         else:
-            base = reference_logps(Policy(model_of(tokenizer, 9)), "w9", tokens, groups_of(view), "env", ds.path.parent / "acc")
+            base = reference_logps(
+                Policy(model_of(tokenizer, 9)), "w9", tokens, groups_of(view), "env", ds.path.parent / "acc"
+            )
             objective = Preference(Policy(model), tokens, view, base, loss="dpo", table={}, micro_batch=micro)
         batches = objective.batches(rows)
         assert len(batches) == 1 if micro == 8 else len(batches) >= len(rows) // micro

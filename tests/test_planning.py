@@ -25,4 +25,4 @@ def test_every_row_once_none_too_large_and_only_large_groups_are_cut(prompt, mos
         holders = [i for i, m in enumerate(plan) if (prompt[m // 3] == group).any()]
         if (prompt == group).sum() <= most and len(holders) > 1:
             # a group that fits may be cut only where it was joined to the tail of one that did not fit
-            assert False, f"group {group} was cut over micro-batches {holders}"
+            raise AssertionError(f"group {group} was cut over micro-batches {holders}")

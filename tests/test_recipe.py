@@ -69,7 +69,9 @@ def test_contradictions_are_named(settings, words):
 
 
 def test_settings_are_toml_values_and_bare_words_are_strings():
-    recipe = load_recipe(BASE, ["train.lr=1e-3", "run.name=abc", 'data.split.holdout=["x", "y"]', "data.split.stratify=false"])
+    recipe = load_recipe(
+        BASE, ["train.lr=1e-3", "run.name=abc", 'data.split.holdout=["x", "y"]', "data.split.stratify=false"]
+    )
     assert (recipe.train.lr, recipe.run.name, recipe.data.split.holdout, recipe.data.split.stratify) == (
         1e-3,
         "abc",
@@ -81,7 +83,12 @@ def test_settings_are_toml_values_and_bare_words_are_strings():
 def test_files_that_are_no_recipe(tmp_path):
     (tmp_path / "bad.toml").write_text("a = ")
     (tmp_path / "latin.toml").write_bytes(b'a = "\xff"')
-    for name, words in [("none.toml", "does not exist"), ("bad.toml", "not TOML"), ("latin.toml", "not TOML"), (".", "folder")]:
+    for name, words in [
+        ("none.toml", "does not exist"),
+        ("bad.toml", "not TOML"),
+        ("latin.toml", "not TOML"),
+        (".", "folder"),
+    ]:
         with pytest.raises(RecipeError, match=words):
             load_recipe(tmp_path / name)
 

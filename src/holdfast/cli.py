@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,8 +31,16 @@ out, err = Console(), Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe, such as train.lr=1e-5.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe, such as train.lr=1e-5."),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+class OnError(Enum):
+    stop = "stop"
+    skip = "skip"
 
 
 def _say(as_json: bool, said: dict[str, Any], *lines: str) -> None:
@@ -44,17 +54,25 @@ def _say(as_json: bool, said: dict[str, Any], *lines: str) -> None:
 
 @app.command()
 def freeze(
-    files: Annotated[list[Path], typer.Argument(help="jsonl, json, csv or parquet, also .gz or .zst; or a `datasets` folder.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="jsonl, json, csv or parquet, also .gz or .zst; or a `datasets` folder.")
+    ],
     output: Annotated[Path, typer.Option("--out", "-o", help="The dataset folder to make.")],
-    format: Annotated[str | None, typer.Option(help="The input's format; detected from the columns where not given.")] = None,
-    map: Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Read FIELD from COLUMN.")] = None,
-    on_error: Annotated[str, typer.Option(help="stop: freeze nothing if a row is rejected. skip: freeze the rest.")] = "stop",
+    format: Annotated[
+        str | None, typer.Option(help="The input's format; detected from the columns where not given.")
+    ] = None,
+    map: Annotated[
+        list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Read FIELD from COLUMN.")
+    ] = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="stop: freeze nothing if a row is rejected. skip: freeze the rest.")
+    ] = OnError.stop,
     json: Json = False,
 ) -> None:
     """Read, validate and freeze files into an immutable dataset named by its root digest."""
     from holdfast.data.freeze import freeze as run
 
-    frozen = run(files, output, format=format, mapping=_mapping(map or []), on_error=on_error)
+    frozen = run(files, output, format=format, mapping=_mapping(map or []), on_error=on_error.value)
     d = frozen.dataset
     _say(
         json,
@@ -84,7 +102,9 @@ def split(
     validation: Annotated[float, typer.Option(help="Share of prompts for validation.")] = 0.05,
     test: Annotated[float, typer.Option(help="Share of prompts for the test.")] = 0.1,
     stratify: Annotated[bool, typer.Option(help="Keep the shares within every category.")] = True,
-    holdout: Annotated[list[str] | None, typer.Option(metavar="CATEGORY", help="Hold a whole category out, as `ood`.")] = None,
+    holdout: Annotated[
+        list[str] | None, typer.Option(metavar="CATEGORY", help="Hold a whole category out, as `ood`.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Partition a dataset by prompt group; hold out categories."""
@@ -107,7 +127,9 @@ def split(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML).")],
-    output: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder; default: runs/NAME, by the recipe.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run folder; default: runs/NAME, by the recipe.")
+    ] = None,
     set: Set = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -141,14 +163,19 @@ def _trained(run: Any, json: bool) -> None:
         f"[bold]{run.folder}[/]  {run.steps} steps, stopped: {run.stopped}",
         f"  ledger head     {run.ledger_head}",
         f"  weights digest  {run.weights_digest}",
-        f"  go on with      holdfast resume {run.folder}" if run.stopped == "interrupted" else f"  report          {run.folder / 'report.html'}",
+        f"  go on with      holdfast resume {run.folder}"
+        if run.stopped == "interrupted"
+        else f"  report          {run.folder / 'report.html'}",
     )
 
 
 @app.command()
 def evaluate(
     run: RunFolder,
-    on: Annotated[Path | None, typer.Option("--on", metavar="DATASET", help="Another frozen dataset; default: the run's own held-out parts.")] = None,
+    on: Annotated[
+        Path | None,
+        typer.Option("--on", metavar="DATASET", help="Another frozen dataset; default: the run's own held-out parts."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score every row into a table, and derive all figures from that table."""
@@ -186,7 +213,9 @@ def interval(figure: dict[str, float | None] | None) -> str:
 def score(
     run: RunFolder,
     file: Annotated[Path, typer.Argument(help="Rows with a prompt and a response (or any format that freeze reads).")],
-    output: Annotated[Path | None, typer.Option("--out", "-o", help="Write JSON lines here instead of printing them.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write JSON lines here instead of printing them.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Rewards, or implicit rewards, for given responses."""
@@ -212,10 +241,15 @@ def verify(
     """Check that everything hashes to what it says. Needs no model code; takes seconds."""
     from holdfast.train.verify import verify as check
 
-    problems = [p.__dict__ if hasattr(p, "__dict__") else p._asdict() for p in check(path, head=head)]
+    problems = [asdict(p) for p in check(path, head=head)]
     ok = not problems
     lines = [f"[red]{p['what']}[/] at {p['where']}: found {p['found']}, expected {p['expected']}" for p in problems]
-    _say(json, {"ok": ok, "problems": problems}, *lines, f"[bold]{path}[/] " + ("[green]holds[/]" if ok else f"[red]{len(problems)} problems[/]"))
+    _say(
+        json,
+        {"ok": ok, "problems": problems},
+        *lines,
+        f"[bold]{path}[/] " + ("[green]holds[/]" if ok else f"[red]{len(problems)} problems[/]"),
+    )
     if not ok:
         raise typer.Exit(1)
 
@@ -233,7 +267,12 @@ def replay(
     if not (colon and first.isdigit() and last.isdigit()):
         raise HoldfastError(f"--steps {steps!r} should be A:B, such as 10:20")
     done = pipeline.replay(run, int(first), int(last))
-    _say(json, done, *(f"[red]{p}[/]" for p in done["problems"]), f"steps {first} to {last}: " + ("[green]same bytes[/]" if done["ok"] else "[red]not the same[/]"))
+    _say(
+        json,
+        done,
+        *(f"[red]{p}[/]" for p in done["problems"]),
+        f"steps {first} to {last}: " + ("[green]same bytes[/]" if done["ok"] else "[red]not the same[/]"),
+    )
     if not done["ok"]:
         raise typer.Exit(1)
 
@@ -241,8 +280,12 @@ def replay(
 @app.command()
 def trace(
     run: RunFolder,
-    row: Annotated[str | None, typer.Option(help="A judgement's id, or its first characters: the steps that used it.")] = None,
-    step: Annotated[int | None, typer.Option(help="A step: its rows, annotators and lines of the original files.")] = None,
+    row: Annotated[
+        str | None, typer.Option(help="A judgement's id, or its first characters: the steps that used it.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="A step: its rows, annotators and lines of the original files.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Which steps used a row; which rows, annotators and files made a step."""
@@ -253,30 +296,42 @@ def trace(
     if row is not None:
         said = trace_row(run, row)
         _say(json, said, f"row {said['row']}", *(f"  step {s['step']}  loss {s['loss']:.6g}" for s in said["steps"]))
-    else:
+    if step is not None:
         said = trace_step(run, step)
         _say(
             json,
             said,
             f"step {step}",
-            *(f"  {r['id'][:16]}  {r.get('annotator') or '-':<14} {'; '.join(f'{f}:{n}' for f, n in r.get('origins', []))}" for r in said["rows"]),
+            *(
+                f"  {r['id'][:16]}  {r.get('annotator') or '-':<14} {'; '.join(f'{f}:{n}' for f, n in r.get('origins', []))}"
+                for r in said["rows"]
+            ),
         )
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Two or more evaluated runs; the first is the one compared with.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUNS...", help="Two or more evaluated runs; the first is the one compared with."),
+    ],
     json: Json = False,
 ) -> None:
     """Paired comparison of runs on the rows that all of them were evaluated on, with intervals."""
     from holdfast.evaluate.compare import compare as pair
 
     said = pair(runs)
-    table = Table(title=f"Accuracy against {runs[0]}, same rows, 95 % interval over prompts", title_justify="left", header_style="bold")
+    table = Table(
+        title=f"Accuracy against {runs[0]}, same rows, 95 % interval over prompts",
+        title_justify="left",
+        header_style="bold",
+    )
     for column in ("run", "part", "judgements", "accuracy", "difference"):
         table.add_column(column)
     for line in said["comparisons"]:
-        table.add_row(line["run"], line["part"], f"{line['n']:,}", f"{line['accuracy']:.3f}", interval(line["difference"]))
+        table.add_row(
+            line["run"], line["part"], f"{line['n']:,}", f"{line['accuracy']:.3f}", interval(line["difference"])
+        )
     if json:
         _say(True, said)
     else:
@@ -294,7 +349,9 @@ def report(run: RunFolder, json: Json = False) -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--out", "-o", help="Where the demonstration's dataset and runs go.")] = Path("demo-out"),
+    output: Annotated[Path, typer.Option("--out", "-o", help="Where the demonstration's dataset and runs go.")] = Path(
+        "demo-out"
+    ),
     seed: Annotated[int, typer.Option(help="Another seed is another world, another dataset and another run.")] = 0,
     json: Json = False,
 ) -> None:

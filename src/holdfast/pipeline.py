@@ -1,6 +1,6 @@
 """The main flow, top to bottom: open, split, build, fit, evaluate, write.
 
-    dataset -> split -> base -> tokens -> objective -> fit -> run -> evaluate -> results -> report
+dataset -> split -> base -> tokens -> objective -> fit -> run -> evaluate -> results -> report
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import orjson
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from holdfast.data.dataset import Dataset, open_dataset
 from holdfast.data.freeze import freeze_records
@@ -24,7 +25,14 @@ from holdfast.data.splits import Split, load_split, make_split
 from holdfast.data.views import Comparisons, comparisons, preferred
 from holdfast.errors import DataError, IntegrityError, RecipeError
 from holdfast.evaluate.shortcuts import BagOfWords, longer, plain_text
-from holdfast.evaluate.table import KL_SCORES, POLICY_SCORES, SCORES, choose_examples, evaluation_table, write_evaluation
+from holdfast.evaluate.table import (
+    KL_SCORES,
+    POLICY_SCORES,
+    SCORES,
+    choose_examples,
+    evaluation_table,
+    write_evaluation,
+)
 from holdfast.language.objectives import Preference, Reward, Sft, needs_reference, pair_losses
 from holdfast.language.planning import by_prompt
 from holdfast.language.policy import Policy, RewardModel, load_base, save_model
@@ -33,13 +41,12 @@ from holdfast.language.scratch import dataset_texts, make_model, train_tokenizer
 from holdfast.language.tokens import Tokens, decode_pieces, tokenise
 from holdfast.recipe import Recipe, bind, load_recipe
 from holdfast.report.page import write_report
-from holdfast.train import replay as _replay
 from holdfast.train.checkpoint import weights_digest
 from holdfast.train.determinism import deterministic, environment_digest
 from holdfast.train.fit import fit
-from holdfast.train.ledger import read_head
+from holdfast.train.ledger import read_ledger
 from holdfast.train.objective import Rows
-
+from holdfast.train.replay import replay as recompute
 
 HELD_OUT = "held-out"  # the evaluation on the run's own held-out parts
 
@@ -122,7 +129,7 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     wanted = np.concatenate([split.parts["train"], held_out])
     kind, table = recipe.objective["kind"], {k: v for k, v in recipe.objective.items() if k != "kind"}
     view: Any = preferred(dataset, wanted) if kind == "sft" else comparisons(dataset, wanted)
-    tokens = tokenise(dataset, np.unique(view.row), tokenizer, recipe.text)
+    tokens = tokenise(dataset, np.unique(view.row), tokenizer, recipe.text, stops=_stops(model))
     left_out = [*view.left_out, *tokens.left_out]
     view = preferred(dataset, tokens.rows) if kind == "sft" else comparisons(dataset, tokens.rows)
     objective = _objective(recipe, kind, table, model, tokenizer, tokens, view, base)
@@ -131,7 +138,9 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     held_out = held_out[np.isin(held_out, view.row)]
     if not len(train_rows):
         raise DataError(f"no judgement of {dataset.path} is left to train on: {_counts(left_out)}")
-    rows = Rows([dataset.row_id(i) for i in train_rows.tolist()], dataset.prompt_of[train_rows].astype(np.int64), train_rows)
+    rows = Rows(
+        [dataset.row_id(i) for i in train_rows.tolist()], dataset.prompt_of[train_rows].astype(np.int64), train_rows
+    )
     facts = {
         "recipe": recipe.digest(),
         "dataset": dataset.root,
@@ -146,24 +155,33 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
 
 def _base(
     recipe: Recipe, dataset: Dataset, split: Split, folder: Path, quiet: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model that training starts from. From scratch it is made by a run of its own, `sft` in the folder `base`."""
-    source = recipe.model
-    if source.scratch is None:
-        return load_base(source.path or source.hub, hub=source.hub is not None, revision=source.revision)
-    if recipe.objective["kind"] == "sft":
-        tokenizer = train_tokenizer(dataset_texts(dataset, split.parts["train"]), source.scratch.vocab)
-        return make_model(source.scratch, tokenizer, recipe.run.seed), tokenizer
-    said = {"objective": {"kind": "sft"}, "train": source.scratch.train}
-    train(recipe.model_copy(update=said), folder / "base", quiet=quiet)
-    return load_base(folder / "base")
+    scratch = recipe.model.scratch
+    if scratch is not None and recipe.objective["kind"] == "sft":
+        tokenizer = train_tokenizer(dataset_texts(dataset, split.parts["train"]), scratch.vocab)
+        return make_model(scratch, tokenizer, recipe.run.seed), tokenizer
+    if scratch is not None:
+        train(
+            recipe.model_copy(update={"objective": {"kind": "sft"}, "train": scratch.train}),
+            folder / "base",
+            quiet=quiet,
+        )
+    return _start(recipe, folder)
+
+
+def _start(recipe: Recipe, folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The base where it lies: the folder or hub name of the recipe, or the run in `base` that made it."""
+    if recipe.model.hub is not None:
+        return load_base(recipe.model.hub, hub=True, revision=recipe.model.revision)
+    return load_base(recipe.model.path or folder / "base")
 
 
 def _objective(
     recipe: Recipe,
     kind: str,
     table: Mapping[str, Any],
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     tokens: Tokens,
     view: Any,
@@ -171,7 +189,7 @@ def _objective(
 ) -> Sft | Reward | Preference:
     """The objective that [objective] names, with the rest of the table bound to its loss."""
     micro = recipe.train.micro_batch or recipe.train.batch
-    model.to(recipe.run.device)
+    model.to(torch.device(recipe.run.device))
     if kind == "sft":
         bind(lambda: None, table, "[objective] of sft")
         return Sft(Policy(model, recipe.model.compute), tokens, view, micro)
@@ -185,7 +203,7 @@ def _objective(
     raise RecipeError(f"[objective] kind = {kind!r} is unknown (known: sft, reward, {', '.join(pair_losses())})")
 
 
-def _groups(view: Comparisons) -> list[Group]:
+def _groups(view: Comparisons) -> Sequence[Group]:
     return by_prompt(np.repeat(view.prompt, 2).tolist(), np.stack([view.a, view.b], axis=1).ravel().tolist())
 
 
@@ -197,9 +215,11 @@ def replay(run: str | Path, first: int, last: int) -> dict[str, Any]:
     """Recompute steps `first` to `last` (both included) and compare every ledger entry to the byte."""
     folder = Path(run)
     recipe = _recipe_of(folder)
-    with deterministic(recipe.run), tempfile.TemporaryDirectory() as scratch:
+    with deterministic(recipe.run):
         p = prepare(recipe, folder, quiet=True)
-        return _replay.replay(p.objective, p.rows, recipe.train, recipe.run, folder, first, last, facts=p.facts, scratch=Path(scratch))
+        return recompute(
+            p.objective, p.rows, recipe.train, recipe.run, folder, first, last, facts=p.facts, held_out=p.held_out
+        )
 
 
 def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
@@ -216,7 +236,9 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
             dataset, name = own, HELD_OUT
             parts = {part: split.parts[part] for part in recipe.evaluate.parts if len(split.parts.get(part, ()))}
             if not parts:
-                raise DataError(f"run {folder} has nothing held out in {', '.join(recipe.evaluate.parts)}; evaluate it --on a dataset")
+                raise DataError(
+                    f"run {folder} has nothing held out in {', '.join(recipe.evaluate.parts)}; evaluate it --on a dataset"
+                )
         else:
             dataset = open_dataset(on)
             name, parts = dataset.root[:16], {"all": np.arange(dataset.n_judgements)}
@@ -224,7 +246,7 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
         view = comparisons(dataset, np.concatenate(list(parts.values())))
         if not len(view.row):
             raise DataError(f"nothing in {dataset.path} compares two responses: {_counts(view.left_out)}")
-        tokens = tokenise(dataset, np.unique(view.row), tokenizer, recipe.text)
+        tokens = tokenise(dataset, np.unique(view.row), tokenizer, recipe.text, stops=_stops(model))
         left_out = [*view.left_out, *tokens.left_out]
         view = comparisons(dataset, tokens.rows)
         scorer, reference = _scorer(recipe, folder, model, tokenizer, tokens, view, _groups(view))
@@ -236,14 +258,18 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
             dataset,
             view,
             parts,
-            {k: scores[k][order] for k in (*SCORES, *(POLICY_SCORES if "ref_logp_a" in scores else ()), *KL_SCORES) if k in scores},
+            {
+                k: scores[k][order]
+                for k in (*SCORES, *(POLICY_SCORES if "ref_logp_a" in scores else ()), *KL_SCORES)
+                if k in scores
+            },
             longer=longer(dataset, view),
             bow=words.margins(dataset, view),
         )
         facts = {
             "dataset_root": dataset.root,
             "split_digest": split.digest if on is None else None,
-            "ledger_head": read_head(folder),
+            "ledger_head": read_ledger(folder / "ledger.jsonl")[0][-1]["hash"],
             "weights_digest": weights_digest(model),
             "objective": recipe.objective,
             "left_out": _counts(left_out),
@@ -254,37 +280,42 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
             for i in choose_examples(table, recipe.evaluate.examples)
         ]
     return write_evaluation(
-        folder / "evaluations" / name, table, facts, examples=shown, bootstrap=recipe.evaluate.bootstrap, seed=recipe.run.seed
+        folder / "evaluations" / name,
+        table,
+        facts,
+        examples=shown,
+        bootstrap=recipe.evaluate.bootstrap,
+        seed=recipe.run.seed,
     )
 
 
 def _scorer(
-    recipe: Recipe, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, view: Comparisons,
+    recipe: Recipe,
+    folder: Path,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Tokens,
+    view: Comparisons,
     groups: Sequence[Group],
 ) -> tuple[Reward | Preference, Policy | None]:
     """A finished run's model as what scores comparisons, and the reference policy where the run has one."""
     kind, table = recipe.objective["kind"], {k: v for k, v in recipe.objective.items() if k != "kind"}
     micro = recipe.train.micro_batch or recipe.train.batch
-    model.to(recipe.run.device)
+    model.to(torch.device(recipe.run.device))
     if kind == "reward":
         scorer = RewardModel.on(model, tokenizer, seed=recipe.run.seed, compute=recipe.model.compute)
         return Reward(scorer, tokens, view, table=table, micro_batch=micro), None
     policy = Policy(model, recipe.model.compute)
     if kind == "sft":  # no preference was trained: a response's score is its mean log-probability per token
-        return Preference(policy, tokens, view, None, loss="simpo", table={"beta": 1.0, "gamma": 0.0}, micro_batch=micro), None
+        return Preference(
+            policy, tokens, view, None, loss="simpo", table={"beta": 1.0, "gamma": 0.0}, micro_batch=micro
+        ), None
     if not needs_reference(kind):
         return Preference(policy, tokens, view, None, loss=kind, table=table, micro_batch=micro), None
     base, _ = _start(recipe, folder)
-    reference = Policy(base.to(recipe.run.device), recipe.model.compute)
+    reference = Policy(base.to(torch.device(recipe.run.device)), recipe.model.compute)
     artefact = _reference(reference, weights_digest(base), tokens, groups, recipe)
     return Preference(policy, tokens, view, artefact, loss=kind, table=table, micro_batch=micro), reference
-
-
-def _start(recipe: Recipe, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base of a run that has been trained: where it came from, or the run in `base` that made it."""
-    if recipe.model.scratch is not None:
-        return load_base(folder / "base")
-    return load_base(recipe.model.path or recipe.model.hub, hub=recipe.model.hub is not None, revision=recipe.model.revision)
 
 
 def _example(
@@ -325,21 +356,28 @@ def score(run: str | Path, file: str | Path) -> list[dict[str, Any]]:
     """
     folder = Path(run)
     recipe = _recipe_of(folder)
-    read = list(read_files([file], mapping=_score_mapping(Path(file))))
+    read = list(read_files([file], unjudged=True))
     wanted: list[tuple[Any, Any, Any]] = []
     for row in read:
         for judgement in row.judgements:
             wanted += [(row, judgement.prompt, response) for response in judgement.responses]
-    bad = [{"file": r.file, "row": r.row, "response": None, "reward": None, "reason": r.reason} for r in read if r.reason]
+    bad = [
+        {"file": r.file, "row": r.row, "response": None, "reward": None, "reason": r.reason} for r in read if r.reason
+    ]
     if not wanted:
-        raise DataError(f"{file} holds no response to score" + (f"; row {bad[0]['row']}: {bad[0]['reason']}" if bad else ""))
+        raise DataError(
+            f"{file} holds no response to score" + (f"; row {bad[0]['row']}: {bad[0]['reason']}" if bad else "")
+        )
     with deterministic(recipe.run), tempfile.TemporaryDirectory() as scratch:
         dataset = freeze_records(
-            (Judgement("score", prompt, (response,), value=0.0, extra={"n": n}) for n, (_, prompt, response) in enumerate(wanted)),
+            (
+                Judgement("score", prompt, (response,), value=0.0, extra={"n": n})
+                for n, (_, prompt, response) in enumerate(wanted)
+            ),
             Path(scratch) / "dataset",
         )
         model, tokenizer = load_base(folder)
-        tokens = tokenise(dataset, np.arange(dataset.n_judgements), tokenizer, recipe.text)
+        tokens = tokenise(dataset, np.arange(dataset.n_judgements), tokenizer, recipe.text, stops=_stops(model))
         nothing = comparisons(dataset, np.zeros(0, dtype=np.int64))
         asked = by_prompt(dataset.prompt_of[tokens.rows].tolist(), dataset.responses_of.take(tokens.rows).flat.tolist())
         scorer, _ = _scorer(recipe, folder, model, tokenizer, tokens, nothing, asked)
@@ -357,6 +395,11 @@ def score(run: str | Path, file: str | Path) -> list[dict[str, Any]]:
             else:
                 scored.append({**said, "reward": None, "reason": reasons[i]})
     return scored + bad
+
+
+def _stops(model: Any) -> int | list[int] | None:
+    """The tokens that end a turn, as the model's generation config says; a reward model has none."""
+    return getattr(getattr(model, "generation_config", None), "eos_token_id", None)
 
 
 def _recipe_of(folder: Path) -> Recipe:
@@ -387,7 +430,9 @@ def _write_left_out(folder: Path, prepared: Prepared) -> None:
         {"row": prepared.dataset.row_id(row), "reason": reason, "origins": prepared.dataset.origins(row)}
         for row, reason in prepared.left_out
     ]
-    (folder / "left_out.jsonl").write_bytes(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
+    (folder / "left_out.jsonl").write_bytes(
+        b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
+    )
 
 
 def _counts(left_out: Sequence[tuple[int, str]]) -> dict[str, int]:

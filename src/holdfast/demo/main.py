@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from holdfast import pipeline
-from holdfast.data.dataset import Dataset, open_dataset
+from holdfast.data.dataset import Dataset
 from holdfast.data.freeze import freeze
 from holdfast.data.splits import Split, load_split
 from holdfast.demo.world import World, win_rate
@@ -40,11 +40,14 @@ def recipes(dataset: Path, out: Path, seed: int) -> dict[str, Recipe]:
     """The three runs of the demo. Rates, beta and stopping were chosen on held-out figures; see docs/world.md."""
     common: dict[str, Any] = {
         "run": {"seed": seed, "threads": 2},
-        "data": {"dataset": str(dataset), "split": {"seed": seed, "validation": 0.06, "test": 0.12, "holdout": list(World.held_out)}},
+        "data": {
+            "dataset": str(dataset),
+            "split": {"seed": seed, "validation": 0.06, "test": 0.12, "holdout": list(World.held_out)},
+        },
         "text": {"max_length": 192, "too_long": "drop"},
     }
-    base = {"model": {"path": str(out / "base")}}
-    said = {
+    base: dict[str, Any] = {"model": {"path": str(out / "base")}}
+    said: dict[str, dict[str, Any]] = {
         "base": {
             "model": {"scratch": MODEL},
             "objective": {"kind": "sft"},
@@ -61,7 +64,9 @@ def recipes(dataset: Path, out: Path, seed: int) -> dict[str, Recipe]:
             "train": {"batch": 64, "steps": 150, "lr": 1e-4, "warmup": 15, "eval_every": 25, "stop_on": "loss"},
         },
     }
-    return {name: load_recipe({**common, **table, "run": {**common["run"], "name": name}}) for name, table in said.items()}
+    return {
+        name: load_recipe({**common, **table, "run": {**common["run"], "name": name}}) for name, table in said.items()
+    }
 
 
 def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]:
@@ -77,9 +82,15 @@ def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]:
     say(f"world {seed}: simulated writers and annotators write {out / 'world.jsonl'}")
     world.write_jsonl(out / "world.jsonl", PROMPTS, seed=seed)
     frozen = freeze(out / "world.jsonl", out / "data")
-    say(f"frozen {frozen.dataset.n_judgements:,} judgements of {frozen.dataset.n_responses:,} responses, root {frozen.root[:16]}..")
+    say(
+        f"frozen {frozen.dataset.n_judgements:,} judgements of {frozen.dataset.n_responses:,} responses, root {frozen.root[:16]}.."
+    )
     said = recipes(out / "data", out, seed)
-    for name, what in (("base", "a base model from nothing, on preferred responses"), ("reward", "a reward model"), ("dpo", "a DPO policy")):
+    for name, what in (
+        ("base", "a base model from nothing, on preferred responses"),
+        ("reward", "a reward model"),
+        ("dpo", "a DPO policy"),
+    ):
         say(f"train {what}")
         pipeline.train(said[name], out / name, quiet=quiet)
     say("sample answers, and score them by the gold reward")
@@ -88,10 +99,17 @@ def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]:
     page = write_report(out / "dpo")
     say("done")
     results = {
-        name: orjson.loads((out / name / "evaluations" / pipeline.HELD_OUT / "metrics.json").read_bytes())["figures"]["parts"]
+        name: orjson.loads((out / name / "evaluations" / pipeline.HELD_OUT / "metrics.json").read_bytes())["figures"][
+            "parts"
+        ]
         for name in ("base", "reward", "dpo")
     }
-    return {"gold": gold["rows"], "report": str(page), "seconds": time.monotonic() - began, "table": _table(gold["rows"], results, page)}
+    return {
+        "gold": gold["rows"],
+        "report": str(page),
+        "seconds": time.monotonic() - began,
+        "table": _table(gold["rows"], results, page),
+    }
 
 
 def _gold(world: World, out: Path, said: dict[str, Recipe], dataset: Dataset) -> dict[str, Any]:
@@ -106,9 +124,19 @@ def _gold(world: World, out: Path, said: dict[str, Recipe], dataset: Dataset) ->
             model, tokenizer = load_base(out / name)
             with deterministic(said[name].run):
                 answers = sample(
-                    model, tokenizer, contents, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, seed=said[name].run.seed
+                    model,
+                    tokenizer,
+                    contents,
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    temperature=TEMPERATURE,
+                    seed=said[name].run.seed,
                 )
-            scores[name] = np.array([world.gold(p, a[0].text).total for p, a in zip(contents, answers, strict=True)])
+            scores[name] = np.array(
+                [
+                    world.gold(cast(list[dict[str, Any]], p), a[0].text).total
+                    for p, a in zip(contents, answers, strict=True)
+                ]
+            )
         for name, values in scores.items():
             spread = 1.96 * values.std(ddof=1) / len(values) ** 0.5
             wins = None if name == "base" else win_rate(values.tolist(), scores["base"].tolist())
@@ -134,7 +162,12 @@ def _prompts(dataset: Dataset, split: Split, part: str, most: int) -> list[int]:
 
 
 def _table(rows: list[dict[str, Any]], results: dict[str, Any], page: Path) -> Table:
-    table = Table(title="The built-in world: gold reward of sampled answers", title_justify="left", caption=f"report: {page}", caption_justify="left")
+    table = Table(
+        title="The built-in world: gold reward of sampled answers",
+        title_justify="left",
+        caption=f"report: {page}",
+        caption_justify="left",
+    )
     for column in ("prompts", "n", "base", "DPO policy", "win rate over base, 95 %"):
         table.add_column(column, justify="left" if column == "prompts" else "right")
     by = {(r["name"], r["part"]): r for r in rows}

@@ -27,7 +27,9 @@ from holdfast.losses import LOSSES, dry_run, soft
 from holdfast.recipe import bind
 from holdfast.train.objective import Sums
 
-STEP_0_TOLERANCE = 1e-3  # largest |log-ratio| per token that float32 sums in another order may show before the first step
+STEP_0_TOLERANCE = (
+    1e-3  # largest |log-ratio| per token that float32 sums in another order may show before the first step
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,13 @@ class _Compare(_Language):
     """
 
     def __init__(
-        self, model: Policy | RewardModel, tokens: Tokens, comparisons: Comparisons, loss: str, table: Mapping[str, Any], micro: int
+        self,
+        model: Policy | RewardModel,
+        tokens: Tokens,
+        comparisons: Comparisons,
+        loss: str,
+        table: Mapping[str, Any],
+        micro: int,
     ):
         super().__init__(model, tokens, micro)
         self.comparisons = comparisons
@@ -172,15 +180,21 @@ class _Compare(_Language):
             if side in ("w", "l"):
                 quantities[name] = of_response[stem][batch.a_E if side == "w" else batch.b_E]
             elif name == "margin":
-                quantities[name] = torch.tensor(np.nan_to_num(c.margin[batch.edges]), dtype=torch.float32, device=device)
+                quantities[name] = torch.tensor(
+                    np.nan_to_num(c.margin[batch.edges]), dtype=torch.float32, device=device
+                )
             else:
-                raise RecipeError(f"[objective] loss {self.function.name!r} needs {name!r}, which this objective cannot give")
+                raise RecipeError(
+                    f"[objective] loss {self.function.name!r} needs {name!r}, which this objective cannot give"
+                )
         p_E = torch.tensor(c.p[batch.edges], dtype=torch.float32, device=device)
         weight_E = torch.tensor(c.weight[batch.edges], dtype=torch.float32, device=device)
         total = (soft(self.function, p_E, **quantities, **self.keys) * weight_E).sum()
         return total, self._metrics(batch, of_response, reward_R.detach(), p_E, weight_E)
 
-    def _metrics(self, batch: Batch, of_response: dict[str, Tensor], reward_R: Tensor, p_E: Tensor, weight_E: Tensor) -> Sums:
+    def _metrics(
+        self, batch: Batch, of_response: dict[str, Tensor], reward_R: Tensor, p_E: Tensor, weight_E: Tensor
+    ) -> Sums:
         """TRL's names. A tie has no winner: it counts in no accuracy."""
         reward_a, reward_b = reward_R[batch.a_E], reward_R[batch.b_E]
         sign_E = torch.sign(p_E - 0.5)
@@ -250,7 +264,7 @@ class Preference(_Compare):
             ref_R = torch.from_numpy(self.reference.sums(batch.forward.response_index)).to(out.sum_R.device)
             quantities |= {"ref_logp": ref_R, "r": out.sum_R - ref_R}
         implicit = float(self.keys.get("beta", 1.0)) * quantities["logp" if self.reference is None else "r"]
-        return quantities, implicit / quantities["n"] if "n_w" in self.needs else implicit
+        return quantities, implicit / quantities["n"] if self.function.per_token else implicit
 
     def contributions(self, prompt: int, response: int) -> np.ndarray:
         """What each token adds to the implicit reward of one response: (tokens,) float32. No gradient."""
@@ -259,7 +273,7 @@ class Preference(_Compare):
         values = out.token_N.float().cpu().numpy()
         if self.reference is not None:
             values = values - self.reference.token[response]
-        return float(self.keys.get("beta", 1.0)) * values / (len(values) if "n_w" in self.needs else 1)
+        return float(self.keys.get("beta", 1.0)) * values / (len(values) if self.function.per_token else 1)
 
     def begin(self) -> dict[str, Any]:
         """Step 0 must give a log-ratio of zero: otherwise the reference is not the policy's start, and nothing after would mean anything."""
