@@ -365,9 +365,11 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
     file = write(tmp_path / "in.jsonl", rows(1))
     with pytest.raises(DataError, match="on_error = 'ignore'"):
         freeze(file, tmp_path / "ds", on_error="ignore")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="every judgement: bad annotator kind: 'robot'"):
+        freeze(file, tmp_path / "ds", annotator_kind="robot")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no files"):
         freeze([], tmp_path / "ds")
-    with pytest.raises(DataError, match=r"no\.jsonl does not exist"):
+    with pytest.raises(DataError, match=r"no\.jsonl: no such file"):
         freeze(tmp_path / "no.jsonl", tmp_path / "ds")
     with pytest.raises(DataError, match="named twice"):
         freeze([file, tmp_path / "." / "in.jsonl"], tmp_path / "ds")

@@ -12,7 +12,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +50,7 @@ _BLOCK = 512 << 10  # bytes of a run that a merge holds at a time
 _FAN_IN = 32  # runs merged at a time
 _GROUP_ROWS, _GROUP_BYTES = 2048, 4 << 20  # a table's row groups: small enough to read one text without reading many
 _ROW_COST = 1024  # what a judgement costs in memory beside its texts, about
+_ABOUT = ("annotator", "annotator_kind", "shown", "rubric", "category", "licence", "sources", "extra")
 _LISTED = 20  # rejects that a message lists; the rest are in the file that it names
 
 
@@ -132,19 +132,21 @@ def freeze(
     if not paths:
         raise DataError("no files to freeze")
     for n, path in enumerate(paths):
-        if not path.exists():
-            raise DataError(f"input {path} does not exist")
         if path.resolve() in [p.resolve() for p in paths[:n]]:
             raise DataError(f"input {path} is named twice: each of its judgements would count twice")
     said = {"annotator": annotator, "annotator_kind": annotator_kind, "rubric": rubric}
     defaults = {k: v for k, v in {**said, "category": category, "licence": licence}.items() if v is not None}
+    try:
+        validate(Judgement("pair", "p", ("a", "b"), **defaults))  # type: ignore[arg-type]
+    except Reject as problem:
+        raise DataError(f"what holds for every judgement: {problem}") from None
     aside = Path(f"{Path(out)}.rejects.jsonl")
     with _Freezer(Path(out)) as work:
         accepted = 0
         for row in read_files(paths, format=format, mapping=mapping):
             name, number = str(row.file), row.row
             if row.reason is None:
-                for judgement in row.judgements:
+                for judgement in row.judgements:  # validated by the reader
                     for key, value in defaults.items():
                         if getattr(judgement, key) is None:
                             setattr(judgement, key, value)
@@ -169,7 +171,7 @@ def freeze(
                 accepted,
                 Rejects(aside, len(rejects), rejects.by_reason),
             )
-        dataset = work.finish({str(path): _input_sha256(path) for path in paths})
+        dataset = work.finish({name: file_sha256(Path(name)) for name in work.files})
         aside.unlink(missing_ok=True)  # from an earlier attempt
         kept = dataset.path / "rejects.jsonl"
         if (
@@ -191,6 +193,7 @@ def freeze_records(records: Iterable[Judgement | tuple[Judgement, str, int]], ou
         for n, record in enumerate(records):
             judgement, name, row = record if isinstance(record, tuple) else (record, "records", n)
             try:
+                validate(judgement)
                 work.add((judgement,), name, row)
             except Reject as problem:
                 raise DataError(f"record {n}: {problem}") from None
@@ -304,7 +307,10 @@ class _Freezer:
                     self._responses.append((response, prompt, bytes(memoryview(text))))
                     self._held += 2 * len(text) + 384
             self._judgements.append((*said, file, row))
-            self._held += _ROW_COST + sum(len(x) for x in said if isinstance(x, str))
+            self._held += _ROW_COST
+            for long in (said[10], said[14]):  # rubric and extra
+                if long is not None:
+                    self._held += len(long)
         if self._held > _SPILL:
             self._spill()
 
@@ -315,7 +321,6 @@ class _Freezer:
         id, a soft preference turned to be at least 1/2 (sorted by id at 1/2), a ranking sorted by rank and id with
         ranks 0, 1, 2, ...
         """
-        validate(j)
         try:
             content = content_json(j.prompt)
             prompt = prompt_id(content)
@@ -342,29 +347,31 @@ class _Freezer:
         ids = [ids[i] for i in order]
         shown = None if j.shown is None else [j.shown[i] for i in order]
         sources = None if j.sources is None or not any(j.sources) else [j.sources[i] or None for i in order]
-        said: dict[str, Any] = {
-            "kind": kind,
-            "prompt": prompt.hex(),
-            "responses": [r.hex() for r in ids],
-            "value": value,
-            "ranks": ranks,
-            "margin": margin,
-            "annotator": j.annotator or None,
-            "annotator_kind": j.annotator_kind or None,
-            "shown": shown,
-            "rubric": j.rubric or None,
-            "category": j.category or None,
-            "licence": j.licence or None,
-            "sources": sources,
-            "extra": extra,
-            "copy": 0,
-        }
+        about = (
+            j.annotator or None,
+            j.annotator_kind or None,
+            shown,
+            j.rubric or None,
+            j.category or None,
+            j.licence or None,
+            sources,
+            extra,
+        )
+        said = {"kind": kind, "prompt": prompt.hex(), "responses": [r.hex() for r in ids], "copy": 0}
+        if value is not None:
+            said["value"] = value
+        if ranks is not None:
+            said["ranks"] = ranks
+        if margin is not None:
+            said["margin"] = margin
+        for name, field in zip(_ABOUT, about, strict=True):
+            if field is not None:
+                said[name] = field
         try:
-            digest = judgement_id({k: v for k, v in said.items() if v is not None})
+            digest = judgement_id(said)
         except TypeError as problem:
             raise Reject(f"cannot be written as JSON: {problem}") from None
-        said["prompt"], said["responses"] = prompt, ids
-        return prompt, content, responses, (digest, *said.values())
+        return prompt, content, responses, (digest, kind, prompt, ids, value, ranks, margin, *about, 0)
 
     def _spill(self) -> None:
         for name, rows in (("prompts", self._prompts), ("responses", self._responses)):
@@ -439,13 +446,7 @@ class _Freezer:
         shutil.rmtree(self.folder / "runs")
         beside["rejects.jsonl"] = _written(self.folder / "rejects.jsonl")
         root = dataset_root(kind, tables)
-        files = [
-            {"name": name, "rows": self.file_rows[number], "sha256": inputs.get(name)}
-            for name, number in self.files.items()
-        ]
-        files += [
-            {"name": name, "rows": 0, "sha256": digest} for name, digest in inputs.items() if name not in self.files
-        ]
+        files = [{"name": n, "rows": self.file_rows[i], "sha256": inputs.get(n)} for n, i in self.files.items()]
         manifest = {
             "format": FORMAT,
             "kind": kind,
@@ -597,14 +598,6 @@ class _Writer:
             self._flush(all=True)
         self._writer.close()
         return _written(self.path)
-
-
-def _input_sha256(path: Path) -> str:
-    """Of a file: its bytes. Of a folder: of its files' names and digests."""
-    if path.is_file():
-        return file_sha256(path)
-    inside = sorted(p for p in path.rglob("*") if p.is_file())
-    return sha256(canonical_json([[p.relative_to(path).as_posix(), file_sha256(p)] for p in inside])).hexdigest()
 
 
 def _alive(pid: str) -> bool:
