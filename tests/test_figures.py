@@ -107,7 +107,7 @@ def test_brier_and_log_loss_equal_scikit_learn():
     margin, p, weight = rng.normal(size=300), rng.random(300), rng.random(300)
     cell = whole(make(margin, p=p, weight=weight))
     q = 1 / (1 + np.exp(-margin))
-    # A soft label is two rows of opposite label; their Brier score then exceeds ours by p(1-p), the spread of the label.
+    # A soft label is two rows of opposite label; the Brier score of those exceeds ours by p(1-p).
     y, twice, w = np.r_[np.ones(300), np.zeros(300)], np.r_[q, q], np.r_[weight * p, weight * (1 - p)]
     spread = np.average(p * (1 - p), weights=weight)
     assert value(cell, "log_loss") == pytest.approx(log_loss(y, twice, sample_weight=w), abs=1e-12)

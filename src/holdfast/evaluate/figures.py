@@ -203,7 +203,8 @@ def _cell(
 
 def _resample(sums_PK: np.ndarray, bootstrap: int, seed: str) -> np.ndarray:
     """Totals over `bootstrap` resamples of the P prompts with replacement: (B, K). Memory is bounded: a few resamples
-    at a time."""
+    at a time.
+    """
     n = len(sums_PK)
     # The seed takes in the cell's name, so that a cell's interval does not depend on which other cells there are.
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "big"))
@@ -219,7 +220,8 @@ def _resample(sums_PK: np.ndarray, bootstrap: int, seed: str) -> np.ndarray:
 
 def _names(values: np.ndarray) -> tuple[list[str], int]:
     """The names in a column, largest first up to MOST_CELLS, then sorted; and how many were not taken. A null has no
-    name."""
+    name.
+    """
     names, counts = np.unique([v for v in values if v is not None], return_counts=True)
     largest = np.argsort(-counts, kind="stable")[:MOST_CELLS]
     return sorted(str(names[i]) for i in largest), len(names) - len(largest)

@@ -29,7 +29,8 @@ BATCH = 4096  # responses held in memory at once
 
 def plain_text(content: Content) -> str | None:
     """What a reader sees of a prompt or response: the text, or the messages' contents; None for a segment of an
-    episode."""
+    episode.
+    """
     if content is None or isinstance(content, Segment):
         return None
     if isinstance(content, str):
@@ -46,7 +47,8 @@ def plain_text(content: Content) -> str | None:
 
 def longer(ds: Dataset, comparisons: Comparisons) -> np.ndarray:
     """Which side is longer: (E,) int8, +1 where `a` has more characters (steps, for segments), -1 where `b` has, 0
-    where equal."""
+    where equal.
+    """
     used = np.union1d(comparisons.a, comparisons.b)
     size = np.empty(len(used), np.int64)
     for start, contents in _batches(ds, used):

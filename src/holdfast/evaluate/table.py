@@ -243,7 +243,8 @@ def verify_evaluation(folder: str | Path) -> list[Problem]:
 
 def choose_examples(table: pa.Table, n: int) -> list[int]:
     """Which rows of the table to show: half of them those the model has most clearly wrong, the others most clearly
-    right, and one it cannot decide; from held-out parts where there are any, one per prompt. Deterministic."""
+    right, and one it cannot decide; from held-out parts where there are any, one per prompt. Deterministic.
+    """
     part = np.array(table["part"].to_pylist(), dtype=object)
     p, prompt = table["p"].to_numpy(), table["prompt"].to_pylist()
     margin = (table["reward_a"].to_numpy() - table["reward_b"].to_numpy()) * np.sign(p - 0.5)
