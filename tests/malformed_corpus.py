@@ -95,6 +95,9 @@ _line(
     "duplicate key: 'prompt'",
 )
 _line(
+    "key twice, one spaced", b'{"prompt" : "x", "chosen":"a", "prompt":"y", "rejected":"b"}', "duplicate key: 'prompt'"
+)
+_line(
     "key twice, inside",
     b'{"prompt": [{"role": "user", "role": "system", "content": "x"}], "chosen": "a", "rejected": "b"}',
     "duplicate key: 'role'",

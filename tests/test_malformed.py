@@ -39,26 +39,9 @@ def test_corpus(case: Case, tmp_path: Path) -> None:
 
 
 COLUMNS = [
-    "prompt",
-    "chosen",
-    "rejected",
-    "completion",
-    "label",
-    "response",
-    "score",
-    "responses",
-    "ranks",
-    "kind",
-    "value",
-    "margin",
-    "tools",
-    "winner",
-    "response_a",
-    "response_b",
-    "shown",
-    "extra",
-    "annotator_kind",
-]
+    *GOOD, "completion", "label", "response", "score", "responses", "ranks", "kind", "value", "margin", "tools",
+    "winner", "response_a", "response_b", "shown", "extra", "annotator_kind",
+]  # fmt: skip
 MESSAGE = st.dictionaries(
     st.sampled_from(["role", "content", "tool_calls"]), st.text(max_size=4) | st.none(), max_size=3
 )
@@ -68,6 +51,21 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
+
+
+def test_every_reason_is_in_the_docs() -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+    table = docs.split("## Reasons for a reject")[1].split("\n## ")[0]
+    known = [
+        phrase for line in table.splitlines() for phrase in line.split("|")[1:2] for phrase in phrase.split("`")[1::2]
+    ]
+    for case in CASES:
+        for _, reason in case.rejects:
+            assert any(reason.startswith(phrase) for phrase in known), (
+                f"{reason!r} is not in the table of docs/formats.md"
+            )
+
+
 LINES = st.one_of(
     st.binary(max_size=40).map(lambda junk: junk.replace(b"\n", b"")),
     JSON.map(lambda value: json.dumps(value).encode()),

@@ -197,8 +197,8 @@ def label_text(value: Any, column: str) -> str | None:
     nothing."""
     if value is None or type(value) is str:
         return value if value and not value.isspace() else None
-    if type(value) is int:
-        return str(value)
+    if type(value) is int or (type(value) is float and value.is_integer()):  # 3.0: a column of whole numbers with gaps
+        return str(int(value))
     raise Reject(f"wrong type: {column!r} is {name_of(value)}, expected text")
 
 

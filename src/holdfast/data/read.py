@@ -384,9 +384,9 @@ def _parse(text: bytes) -> tuple[Row | None, str | None]:
         return None, _why_not_json(text, str(problem))
     if type(row) is not dict:
         return None, f"not an object: the row is {name_of(row)}"
-    # A key given twice would silently lose one value. Outside of texts `":` ends a key, and inside it is written `\":`,
-    # so there are as many of them as keys in the result; only where the count differs (or a file puts a space between)
-    # look closer.
+    # A key given twice would silently lose one value. Outside of texts `":` ends a key, and inside it is written `\":`, so
+    # there are as many of them as keys in the result. Only where the count differs, or a space may stand between, look
+    # closer.
     keys, stack = 0, [row]
     while stack:
         node = stack.pop()
@@ -403,8 +403,10 @@ def _parse(text: bytes) -> tuple[Row | None, str | None]:
                         elif type(item) is list:
                             lists.append(item)
     ends = text.count(b'":')
-    if ends != keys and ends - text.count(b'\\":') != keys and (twice := _key_given_twice(text)) is not None:
-        return None, f"duplicate key: {twice!r}"
+    if b'" :' in text or (ends != keys and ends - text.count(b'\\":') != keys):
+        twice = _key_given_twice(text)
+        if twice is not None:
+            return None, f"duplicate key: {twice!r}"
     return row, None
 
 
@@ -640,7 +642,7 @@ def _columnar_rows(file: str, stream: BinaryIO, unpacked: Iterator[bytes] | None
                 batches = (  # a group at a time, so that a damaged one does not take the one before with it
                     batch
                     for group in range(opened.num_row_groups)
-                    for batch in opened.iter_batches(BATCH, row_groups=[group])
+                    for batch in opened.iter_batches(_step(opened.metadata.row_group(group)), row_groups=[group])
                 )
             elif magic == b"ARROW1":
                 table = pa.ipc.open_file(stream)
@@ -663,8 +665,9 @@ def _columnar_rows(file: str, stream: BinaryIO, unpacked: Iterator[bytes] | None
                 raise _Broken(f"damaged {kind} ({_first_line(problem)})") from None
             if batch is None:
                 return
-            for part in range(0, batch.num_rows, BATCH):
-                piece = batch.slice(part, BATCH)
+            step = _step(batch)
+            for part in range(0, batch.num_rows, step):
+                piece = batch.slice(part, step)
                 rows: list[Any]
                 try:
                     rows = piece.to_pylist()
@@ -682,6 +685,12 @@ def _columnar_rows(file: str, stream: BinaryIO, unpacked: Iterator[bytes] | None
                         yield at, None, f"broken JSON: {problem} in column {name!r}"
                         continue
                     yield at, row, None
+
+
+def _step(rows: Any) -> int:
+    """How many rows of a batch, or of a parquet group, to take at a time: fewer where they are large."""
+    size = rows.nbytes if isinstance(rows, pa.RecordBatch) else rows.total_byte_size
+    return max(1, min(BATCH, (CHUNK << 3) * rows.num_rows // max(size, 1)))
 
 
 def _json_inside(kind: pa.DataType) -> Callable[[Any], Any] | None:
