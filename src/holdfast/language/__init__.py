@@ -1,1 +1,1 @@
-"""Wing one: language models. Prompt groups packed on one row, log-probabilities, reward models, and the objectives over them."""
+"""Wing one, language models: prompt groups on one row, log-probabilities, reward models, and objectives over them."""

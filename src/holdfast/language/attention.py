@@ -176,7 +176,8 @@ def _softcapped(
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(
             scores.shape[-1] - scores.shape[-2]
         )
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    # The least number, not -inf: a row of padding may see nothing at all.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(torch.float32, q.dtype)).to(q.dtype)
     return torch.matmul(torch.nn.functional.dropout(weights, p=dropout), v)
 

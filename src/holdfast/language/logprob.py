@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-# Logits of a chunk, in numbers: 64 MiB of fp32. Large enough for the matrix product to run at full rate.
-CHUNK_LOGITS = 1 << 24
+# A chunk has this many logits (8 MiB of fp32: they stay in the cache between passes), but at least so many tokens: with
+# fewer, reading the head's weights would take longer than the product with them.
+CHUNK_LOGITS = 1 << 21
+CHUNK_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,16 @@ class Head:
             z = torch.tanh(z / self.softcap) * self.softcap
         return z
 
-    def chunk(self) -> int:
-        """Tokens per chunk: as many as keep a chunk's logits within CHUNK_LOGITS, and at least 16."""
-        return max(16, CHUNK_LOGITS // self.weight.shape[0])
+
+def chunk_tokens(vocabulary: int) -> int:
+    """Tokens per chunk unless the caller says otherwise."""
+    return max(CHUNK_TOKENS, CHUNK_LOGITS // vocabulary)
 
 
 def token_logps(hidden_NH: torch.Tensor, head: Head, target_N: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
     """log p(target_n | hidden_n), (N,) fp32 (fp64 for fp64). Differentiable in hidden, weight and bias, once."""
     return _TokenLogps.apply(
-        hidden_NH, head.weight, head.bias, target_N, head.scale, head.softcap, chunk or head.chunk()
+        hidden_NH, head.weight, head.bias, target_N, head.scale, head.softcap, chunk or chunk_tokens(len(head.weight))
     )
 
 
@@ -88,27 +91,31 @@ class _TokenLogps(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden_NH) if wants_hidden else None
         weight_grad = torch.zeros_like(weight_VH, dtype=wide) if wants_weight else None
         bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
+        # With p the softmax and t the target, d logp / d z = onehot(t) - p. The two terms go apart, so that the chunk's
+        # only passes over (C, V) are those that make p; a softcap bends both by dz'/dz = 1 - (z' / softcap)^2.
         for part in _parts(len(hidden_NH), chunk):
-            z_CV = head.logits(hidden_NH[part])
-            g_C = grad_N[part].to(wide)
-            bend_CV = None if softcap is None else (1 - (z_CV / softcap) ** 2)
-            d_CV = z_CV.sub_(lse_N[part, None]).exp_().mul_(-g_C[:, None])
-            rows = torch.arange(len(g_C), device=g_C.device)
-            d_CV[rows, target_N[part]] += g_C
+            h_CH, target_C = hidden_NH[part], target_N[part]
+            g_C1 = (grad_N[part].to(wide) * scale)[:, None]
+            z_CV = head.logits(h_CH)
+            bend_CV = None if softcap is None else 1 - (z_CV / softcap) ** 2
+            p_CV = z_CV.sub_(lse_N[part, None]).exp_()
+            t_C1 = g_C1
             if bend_CV is not None:
-                d_CV.mul_(bend_CV)
-            if scale != 1.0:
-                d_CV.mul_(scale)
-            if bias_grad is not None:
-                bias_grad += d_CV.sum(0)
-            narrow_CV = d_CV.to(weight_VH.dtype)
+                p_CV.mul_(bend_CV)
+                t_C1 = g_C1 * bend_CV.gather(1, target_C[:, None])
+            narrow_CV = p_CV.to(weight_VH.dtype)
             if hidden_grad is not None:
-                hidden_grad[part] = narrow_CV @ weight_VH
+                hidden_grad[part] = weight_VH[target_C] * t_C1 - (narrow_CV @ weight_VH) * g_C1
             if weight_grad is not None:
+                h_wide_CH = h_CH.to(wide)
                 if wide == weight_VH.dtype:
-                    weight_grad.addmm_(d_CV.T, hidden_NH[part])
+                    weight_grad.addmm_(p_CV.T, h_CH * -g_C1)
                 else:
-                    weight_grad += narrow_CV.T @ hidden_NH[part]
+                    weight_grad += narrow_CV.T @ (h_wide_CH * -g_C1).to(weight_VH.dtype)
+                weight_grad.index_add_(0, target_C, h_wide_CH * t_C1)
+            if bias_grad is not None:
+                bias_grad -= (g_C1.T @ p_CV)[0]
+                bias_grad.index_add_(0, target_C, t_C1[:, 0])
         return (
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight_VH.dtype),

@@ -111,6 +111,11 @@ class _Network:
         """(B * L, H): the last hidden state at every place."""
         backbone = self._inner.base_model
         if isinstance(batch, Packed):
+            if self._inner.config._attn_implementation != NAME:
+                raise HoldfastError(
+                    f"a packed batch came to a model that is computed padded ({self.why}); give models that share batches "
+                    "the same compute"
+                )
             with attending(batch.plan):
                 # The mask of ones says "nothing is padding, and do not guess sequences from position ids".
                 out = backbone(
@@ -177,7 +182,7 @@ class _Network:
 class Policy(_Network):
     """A causal language model as a policy: log-probabilities of responses under their prompts.
 
-    model: an AutoModelForCausalLM, plain or wrapped by peft. chunk: tokens per chunk of the logits (default: 64 MiB of
+    model: an AutoModelForCausalLM, plain or wrapped by peft. chunk: tokens per chunk of the logits (default: a few MiB of
     them).
     """
 
@@ -216,9 +221,7 @@ class Policy(_Network):
         vocab = [p.model.get_output_embeddings().weight.shape[0] for p in (self, reference)]
         if vocab[0] != vocab[1]:
             raise HoldfastError(f"KL needs one vocabulary: the policy has {vocab[0]} ids, the reference {vocab[1]}")
-        return logprob.token_kl(
-            mine, theirs, len(batch.target_N), self.chunk or max(16, logprob.CHUNK_LOGITS // vocab[0])
-        )
+        return logprob.token_kl(mine, theirs, len(batch.target_N), self.chunk or logprob.chunk_tokens(vocab[0]))
 
     def _logits(self, batch: Batch) -> Callable[[slice], torch.Tensor]:
         if isinstance(batch, Packed):
@@ -283,8 +286,8 @@ class RewardModel(_Network):
                 f"a reward model has one label; this is {type(inner).__name__} with "
                 f"{labels}. Start from a causal language model, or from a reward model's folder"
             )
-        score = getattr(inner, "score", None)
-        self._score: nn.Linear | None = score if isinstance(score, nn.Linear) else None
+        # Decoders have a head `score` over hidden states, plain or wrapped by peft; encoders pool first.
+        self._score: nn.Module | None = getattr(inner, "score", None)
         super().__init__(model, compute, chunk)
 
     @classmethod
@@ -353,7 +356,7 @@ class RewardModel(_Network):
 
     def _trial(self, batch: Batch) -> torch.Tensor:
         if self._score is None:
-            raise CannotPack("an encoder, or a head that is more than a linear layer, reads one sequence at a time")
+            raise CannotPack("an encoder reads one sequence at a time")
         return self._hidden(batch).index_select(0, batch.place_N)  # a fresh head is too small to see a difference by
 
 
@@ -441,6 +444,8 @@ def load_base(
             raise HoldfastError(f"the tokenizer of {where} does not load: {_first_line(problem)}") from None
     if not len(tokenizer):
         raise HoldfastError(f"model folder {where} has no tokenizer; save it there with tokenizer.save_pretrained")
+    for how in ("is_local", "local_files_only"):  # how it was opened is no part of what is saved again
+        tokenizer.init_kwargs.pop(how, None)
     if not dropout:
         for module in model.modules():
             if isinstance(module, nn.Dropout):

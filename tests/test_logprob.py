@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from holdfast.language.logprob import Head, chunk_tokens, token_kl, token_logps
+
+HEADS = {
+    "plain": dict(),
+    "bias": dict(bias=True),
+    "scale": dict(scale=0.3),
+    "softcap": dict(softcap=1.7),
+    "all": dict(bias=True, scale=2.5, softcap=3.0),
+}
+
+
+def _make(n=7, hidden=5, vocabulary=11, dtype=torch.float64, bias=False, scale=1.0, softcap=None):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    target = torch.randint(vocabulary, (n,), generator=generator)
+    return draw(n, hidden), Head(draw(vocabulary, hidden), draw(vocabulary) if bias else None, scale, softcap), target
+
+
+def test_by_hand():
+    # logits (0, ln 3): p = 1/4, 3/4
+    head = Head(torch.tensor([[0.0], [math.log(3)]]))
+    got = token_logps(torch.ones(2, 1), head, torch.tensor([0, 1]))
+    torch.testing.assert_close(got, torch.log(torch.tensor([0.25, 0.75])))
+    # scale 2: p = 1/10, 9/10; softcap 1 on ln 3: tanh(ln 3) = 0.8, p = e^0.8 / (1 + e^0.8)
+    got = token_logps(torch.ones(1, 1), Head(head.weight, scale=2.0), torch.tensor([1]))
+    torch.testing.assert_close(got, torch.log(torch.tensor([0.9])))
+    got = token_logps(torch.ones(1, 1), Head(head.weight, softcap=1.0), torch.tensor([1]))
+    torch.testing.assert_close(got, torch.tensor([0.8 - math.log1p(math.exp(0.8))]))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_value_and_gradient_in_float64(kind, chunk):
+    hidden, head, target = _make(**HEADS[kind])
+    inputs = [hidden, head.weight, *([head.bias] if head.bias is not None else [])]
+
+    def ours(hidden, weight, bias=None):
+        return token_logps(hidden, Head(weight, bias, head.scale, head.softcap), target, chunk)
+
+    def plain(hidden, weight, bias=None):
+        z = hidden @ weight.T + (0 if bias is None else bias)
+        z = z * head.scale
+        if head.softcap is not None:
+            z = head.softcap * torch.tanh(z / head.softcap)
+        return torch.log_softmax(z, -1)[torch.arange(len(target)), target]
+
+    assert torch.autograd.gradcheck(ours, inputs)  # finite differences
+    torch.testing.assert_close(ours(*inputs), plain(*inputs), atol=1e-12, rtol=0)
+    upstream = torch.linspace(-1, 2, len(target), dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad(ours(*inputs), inputs, upstream),
+        torch.autograd.grad(plain(*inputs), inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+def test_low_precision_adds_up_in_fp32():
+    """bf16 hidden and weights: the log-sum-exp over 50,000 words, and a gradient over many chunks, keep fp32's sums."""
+    hidden, head, target = _make(n=64, hidden=8, vocabulary=50_000, dtype=torch.bfloat16)
+    got = token_logps(hidden, head, target, chunk=4)
+    assert got.dtype == torch.float32
+    wide = [hidden.detach().double().requires_grad_(), head.weight.detach().double().requires_grad_()]
+    # the logits themselves come out of a bf16 product
+    logits = (hidden.detach() @ head.weight.detach().T).double()
+    expected = logits.log_softmax(-1)[torch.arange(64), target]
+    torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=0)
+    reference = (wide[0] @ wide[1].T).log_softmax(-1)[torch.arange(64), target]
+    for a, b in zip(
+        torch.autograd.grad(got.sum(), [hidden, head.weight]), torch.autograd.grad(reference.sum(), wide), strict=True
+    ):
+        assert a.dtype == torch.bfloat16
+        assert (a.double() - b).norm() <= 2e-2 * b.norm()
+
+
+def test_frozen_weights_get_no_gradient_and_cost_none():
+    hidden, head, target = _make(bias=True)
+    frozen = Head(head.weight.detach(), head.bias.detach())
+    (gradient,) = torch.autograd.grad(token_logps(hidden, frozen, target).sum(), [hidden])
+    (expected,) = torch.autograd.grad(token_logps(hidden, head, target).sum(), [hidden])
+    torch.testing.assert_close(gradient, expected)
+    with torch.no_grad():
+        assert not token_logps(hidden, head, target).requires_grad
+
+
+class _Largest(TorchDispatchMode):
+    """The most numbers in any tensor that an operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_no_tensor_larger_than_a_chunk_of_logits(kind):
+    n, hidden_size, vocabulary, chunk = 200, 4, 1000, 10
+    hidden, head, target = _make(n, hidden_size, vocabulary, torch.float32, **HEADS[kind])
+    with _Largest() as watch:
+        token_logps(hidden, head, target, chunk).sum().backward()
+    assert watch.largest == chunk * vocabulary
+    with _Largest() as watch:  # the watch does see a full tensor of logits
+        torch.nn.functional.linear(hidden, head.weight).log_softmax(-1)
+    assert watch.largest == n * vocabulary
+    with torch.no_grad(), _Largest() as watch:
+        logits = lambda part: head.logits(hidden[part])  # noqa: E731
+        token_kl(logits, logits, n, chunk)
+    assert watch.largest == chunk * vocabulary
+
+
+def test_default_chunk():
+    assert chunk_tokens(49152) == 256
+    assert chunk_tokens(1000) == (1 << 21) // 1000
+
+
+def test_kl_by_hand_and_against_torch():
+    p, q = torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.5]])
+    got = token_kl(lambda part: p.log()[part], lambda part: q.log()[part], 1, 4)
+    torch.testing.assert_close(got, torch.tensor([0.25 * math.log(0.5) + 0.75 * math.log(1.5)]))
+    a, b = torch.randn(9, 6, dtype=torch.float64), torch.randn(9, 6, dtype=torch.float64)
+    expected = torch.nn.functional.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="none")
+    torch.testing.assert_close(token_kl(lambda s: a[s], lambda s: b[s], 9, 2), expected.sum(-1))
