@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from holdfast.data import freeze as freezing
 from holdfast.data.dataset import CONTENT, Dataset, open_dataset, verify_dataset
 from holdfast.data.freeze import freeze
 from holdfast.errors import IntegrityError
@@ -25,11 +26,13 @@ def ds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         return "".join(draw.choices("abc de\u00e9", k=draw.choice([1, 10, 300])))
 
     lines = ['{"prompt": "p", "chosen": "same", "rejected": "same"}\n']
-    for i in range(2300):
+    for i in range(230):
         extra = f', "source": "s{i % 3}"' if i % 2 else ""
         lines.append(f'{{"prompt": "{i} {text()}", "chosen": "{i} {text()}", "rejected": "{text()} {i}"{extra}}}\n')
     (folder / "in.jsonl").write_text("".join(lines))
-    return freeze(folder / "in.jsonl", folder / "ds", on_error="skip", annotator="ann").dataset
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(freezing, "_GROUP_ROWS", 100)
+        return freeze(folder / "in.jsonl", folder / "ds", on_error="skip", annotator="ann").dataset
 
 
 def flip(raw: bytes, at: int, bit: int) -> bytes:
@@ -92,7 +95,7 @@ def test_a_flipped_text_names_its_row(ds: Dataset, table: str) -> None:
     texts = pq.read_table(path, columns=["content"])["content"].to_pylist()
     draw = random.Random(table)
     try:
-        for _ in range(8):
+        for _ in range(TRIES):
             row = draw.randrange(len(texts))
             text = texts[row].encode()
             at = raw.index(len(text).to_bytes(4, "little") + text)
