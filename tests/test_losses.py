@@ -534,7 +534,7 @@ def test_what_a_loss_needs_is_what_soft_uses():
 
 
 def test_bco_delta_by_hand():
-    r_w, r_l = torch.tensor([2.0, 4.0], requires_grad=True), torch.tensor([-1.0, 0.0])
+    r_w, r_l = (torch.tensor(x, requires_grad=True) for x in ([2.0, 4.0], [-1.0, 0.0]))
     # mean rewards 0.5 * 3 and 0.5 * -0.5, their middle 0.625
     new = bco_delta(torch.tensor(1.0), r_w, r_l, beta=0.5, decay=0.8)
     assert float(new) == pytest.approx(0.8 * 1.0 + 0.2 * 0.625) and not new.requires_grad
