@@ -1,9 +1,12 @@
-"""Checkpoints: written to a temporary folder, synced, renamed, entered in the ledger; only then is an older one deleted.
+"""Checkpoints: written to a temporary folder, synced, renamed, entered in the ledger; only then is an older one
+deleted.
 
-A checkpoint is a folder of `model.safetensors` (what training changes: trainable parameters and persistent buffers), `optimiser.safetensors`,
-`extra.safetensors` where the objective keeps state, and `state.json` with the digest of every tensor, so that damage can be named.
+A checkpoint is a folder of `model.safetensors` (what training changes: trainable parameters and persistent buffers),
+`optimiser.safetensors`, `extra.safetensors` where the objective keeps state, and `state.json` with the digest of every
+tensor, so that damage can be named.
 
-Reading and hashing need no torch (a safetensors file is a JSON header and raw bytes); it is imported only where tensors are.
+Reading and hashing need no torch (a safetensors file is a JSON header and raw bytes); it is imported only where tensors
+are.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def weights_digest(model_or_state: torch.nn.Module | Mapping[str, torch.Tensor]) -> str:
     """The Merkle root over a model's tensors, sorted by name; a leaf is the SHA-256 of (name, dtype, shape, bytes).
 
-    A model stands for its state dict, tied tensors once under their first name. `file_digests` computes the same from a safetensors file.
+    A model stands for its state dict, tied tensors once under their first name. `file_digests` computes the same from a
+    safetensors file.
     """
     state = model_or_state if isinstance(model_or_state, Mapping) else model_or_state.state_dict()
     digests = {}
@@ -55,8 +59,9 @@ def weights_digest(model_or_state: torch.nn.Module | Mapping[str, torch.Tensor])
 def fingerprint(parameters: Sequence[tuple[str, torch.Tensor]], seed: int, step: int) -> str:
     """A cheap witness of the weights after a step: SHA-256 over the bytes of some tens of thousands of elements.
 
-    Each step looks at the next 16 tensors in rotation, and in each at 2,048 to 4,095 elements evenly spread from a start that derives from
-    the step: any change of a whole tensor shows at its next turn, and small tensors are looked at whole.
+    Each step looks at the next 16 tensors in rotation, and in each at 2,048 to 4,095 elements evenly spread from a
+    start that derives from the step: any change of a whole tensor shows at its next turn, and small tensors are looked
+    at whole.
     """
     import torch
 
@@ -130,7 +135,8 @@ def write_checkpoint(
 ) -> tuple[Path, dict[str, Any]]:
     """Write a checkpoint beside `folder` under a temporary name, synced, and say what the ledger records of it.
 
-    The caller renames it with `publish`. Without an optimiser it holds weights only, which is all that a best-so-far needs.
+    The caller renames it with `publish`. Without an optimiser it holds weights only, which is all that a best-so-far
+    needs.
     """
     from safetensors.torch import save_file
 
@@ -178,7 +184,9 @@ def intact(folder: Path, files: Mapping[str, str]) -> bool:
 
 
 def load_checkpoint(folder: Path, objective: Objective, optimiser: torch.optim.Optimizer | None) -> None:
-    """Put a checkpoint's state into the model, the objective and the optimiser, to the bit. Raises IntegrityError where they do not fit."""
+    """Put a checkpoint's state into the model, the objective and the optimiser, to the bit. Raises IntegrityError where
+    they do not fit.
+    """
     import torch
     from safetensors.torch import load_file
 

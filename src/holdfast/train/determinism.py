@@ -1,4 +1,5 @@
-"""What makes a step a pure function: seeds that derive from a purpose, deterministic kernels, and a record of the environment.
+"""What makes a step a pure function: seeds that derive from a purpose, deterministic kernels, and a record of the
+environment.
 
 torch is imported only where it is used, so that `verify` works without it.
 """

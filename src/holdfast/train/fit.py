@@ -1,7 +1,9 @@
-"""The one loop. `fit` trains any objective on rows, records every step, and goes on where it was cut off, to the same bytes.
+"""The one loop. `fit` trains any objective on rows, records every step, and goes on where it was cut off, to the same
+bytes.
 
-A step is a pure function of (state, rows, settings, step number): its rows come from `Order`, its random numbers from `derive`, its rate
-from `learning_rate`. So a run can be resumed from a number and a checkpoint, and `replay` can recompute any window alone.
+A step is a pure function of (state, rows, settings, step number): its rows come from `Order`, its random numbers from
+`derive`, its rate from `learning_rate`. So a run can be resumed from a number and a checkpoint, and `replay` can
+recompute any window alone.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ from holdfast.train.progress import Progress
 
 @dataclass(frozen=True)
 class Fitted:
-    """How a run stands. `steps` were taken; `stopped` says why no more: all done, `stop_on` no longer improved, or a signal came."""
+    """How a run stands. `steps` were taken; `stopped` says why no more: all done, `stop_on` no longer improved, or a
+    signal came.
+    """
 
     steps: int
     ledger_head: str
@@ -57,8 +61,10 @@ class Fitted:
 
 
 def learning_rate(settings: TrainTable, step: int, total: int) -> float:
-    """The rate of step `step` (from 1) of `total`: linear warm-up over the first `warmup` steps, the full rate at the step after, then the
-    schedule down to `lr * lr_end`, which it reaches as the run ends. No step has the rate 0 unless lr_end is 0 and the run is over."""
+    """The rate of step `step` (from 1) of `total`: linear warm-up over the first `warmup` steps, the full rate at the
+    step after, then the schedule down to `lr * lr_end`, which it reaches as the run ends. No step has the rate 0 unless
+    lr_end is 0 and the run is over.
+    """
     w = settings.warmup
     if step <= w:
         return settings.lr * step / (w + 1)
@@ -96,7 +102,8 @@ class Trainer:
         )
 
     def step(self, step: int) -> tuple[dict[str, Any], dict[str, float], float | None]:
-        """Take one step: what the ledger records of it, the objective's training metrics, and the tokens it computed where it says so.
+        """Take one step: what the ledger records of it, the objective's training metrics, and the tokens it computed
+        where it says so.
 
         Raises HoldfastError, with nothing changed, when the loss or a gradient is not finite.
         """
@@ -217,15 +224,16 @@ def fit(
     """Train `objective` on `rows` into the run folder, or go on with the run that the folder holds.
 
     objective: its model holds the base weights, also when a run goes on.
-    facts:    what the first ledger entry commits to beside this loop's own record (digests of recipe, dataset, split, base, tokens, ...);
+    facts:    what the first ledger entry commits to beside this loop's own record (digests of recipe, dataset, split,
+    base, tokens, ...);
               JSON-able, and the same on every start of the run.
     held_out: dataset rows for the figures of `eval_every` and `stop_on`.
     on_final: saves the final model into the (empty) folder that it is given.
     allow_environment_change: go on under other versions, threads or hardware; the ledger then says so, and where.
 
-    With `stop_on`, the weights of the best evaluation are the result, the base's among them.
-    Raises RecipeError for settings that cannot be, IntegrityError where files are not what the ledger says, HoldfastError when the folder
-    is in use or holds another run, or when a loss is not finite.
+    With `stop_on`, the weights of the best evaluation are the result, the base's among them. Raises RecipeError for
+    settings that cannot be, IntegrityError where files are not what the ledger says, HoldfastError when the folder is
+    in use or holds another run, or when a loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(objective, rows, settings, run)
@@ -261,7 +269,8 @@ def fit(
                     + ". Restore it, or resume with allow_environment_change, which the ledger will say"
                 )
 
-        # Where to go on: the furthest intact state. What the ledger holds past it is computed again and must come out the same.
+        # Where to go on: the furthest intact state. What the ledger holds past it is computed again and must come out
+        # the same.
         checkpoints.mkdir(exist_ok=True)
         step, at, state = _resume_point(checkpoints, entries, bool(changed))
         if state is not None:
@@ -291,6 +300,13 @@ def fit(
         def timed(began: float, **what: Any) -> None:
             os.write(timing_file, orjson.dumps({**what, "seconds": round(time.perf_counter() - began, 6)}) + b"\n")
 
+        def delete_needless(but: str | None = None) -> None:
+            wanted = {e["folder"] for e in history.kept(settings.keep_checkpoints)} | {but}
+            for old in sorted(p for p in checkpoints.iterdir() if p.is_dir() and p.name not in wanted):
+                if old.name == "interrupted":
+                    (checkpoints / "interrupted.json").unlink(missing_ok=True)
+                remove(old)
+
         def keep(best: bool) -> None:
             """Write, publish and enter a checkpoint, then delete those that it makes needless."""
             began = time.perf_counter()
@@ -305,18 +321,15 @@ def fit(
             os.fsync(metrics_file)
             ledger.sync()
             history.add(entry)
-            wanted = {e["folder"] for e in history.kept(settings.keep_checkpoints)}
-            for old in sorted(p for p in checkpoints.iterdir() if p.is_dir() and p.name not in wanted):
-                if best and old.name == "interrupted":
-                    continue  # without an optimiser's state, this one does not stand in for it
-                remove(old)
+            delete_needless(but=None if not best else "interrupted")  # a best has no optimiser state to go on from
             timed(began, step=step, what="best" if best else "checkpoint")
 
         first_step = step
         progress.start(step, trainer.total)
         try:
             while True:
-                # After a step: figures, the best so far, whether to stop, a checkpoint. What the ledger holds of it already is done.
+                # After a step: figures, the best so far, whether to stop, a checkpoint. What the ledger holds of it
+                # already is done.
                 if interrupted.is_set():
                     if step > first_step:
                         _put_aside(checkpoints, step, objective, trainer.optimiser, ledger)
@@ -352,6 +365,7 @@ def fit(
                 progress.step(step, recorded["loss"], tokens)
 
             # The result: the best weights where a figure decides, else the last.
+            delete_needless()  # again: the process may have died between an entry and its deletions
             if stop and best is not None:
                 why = f"{settings.stop_on} did not improve in {settings.patience} evaluations"
                 history.add(ledger.append("stop", step=step, why=why, best=best["step"]))
@@ -382,7 +396,8 @@ def fit(
 def _resume_point(checkpoints: Path, entries: list[Entry], changed: bool) -> tuple[int, int, Path | None]:
     """(step, entries that stand before going on, folder) of the furthest state that is whole; (0, 1, None) is the base.
 
-    Under another environment than before, steps taken in that one cannot be taken again, so only states from its time on will do.
+    Under another environment than before, steps taken in that one cannot be taken again, so only states from its time
+    on will do.
     """
     if not entries:
         return 0, 0, None
@@ -418,7 +433,9 @@ def _resume_point(checkpoints: Path, entries: list[Entry], changed: bool) -> tup
 def _put_aside(
     checkpoints: Path, step: int, objective: Objective, optimiser: torch.optim.Optimizer, ledger: Ledger
 ) -> None:
-    """Keep the state at an interruption, off the ledger: an uninterrupted run has no such entry, and must have the same head."""
+    """Keep the state at an interruption, off the ledger: an uninterrupted run has no such entry, and must have the same
+    head.
+    """
     side, target = checkpoints / "interrupted.json", checkpoints / "interrupted"
     side.unlink(missing_ok=True)
     temporary, said = write_checkpoint(target, step, objective, optimiser)
@@ -444,7 +461,9 @@ def _same_rows(a: Rows, b: Rows) -> bool:
 
 
 def _cut_back(path: Path, step: int) -> int:
-    """A file of lines per step, open for appending, with what goes past `step` taken off: those steps will be taken again."""
+    """A file of lines per step, open for appending, with what goes past `step` taken off: those steps will be taken
+    again.
+    """
     kept = []
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
         try:
@@ -474,7 +493,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _signals(quiet: bool) -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM ask the loop to stop after the step; a second one stops at once, which loses no more than a kill would."""
+    """Ctrl-C and SIGTERM ask the loop to stop after the step; a second one stops at once, which loses no more than a
+    kill would.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked

@@ -1,8 +1,10 @@
-"""The ledger: a run's append-only, hash-chained record of every step. One JSON object per line; docs/ledger.md has the format.
+"""The ledger: a run's append-only, hash-chained record of every step. One JSON object per line; docs/ledger.md has the
+format.
 
-Each entry carries its number, its kind, the hash of the entry before and its own hash: SHA-256 of its line without the field `hash`
-(UTF-8, keys sorted, no white space). There are no JSON floats in it: a float stands as `float.hex()` writes it, so that every JSON
-library reproduces the hashed bytes. There are no times in it: the same recipe on the same machine gives the same ledger.
+Each entry carries its number, its kind, the hash of the entry before and its own hash: SHA-256 of its line without the
+field `hash` (UTF-8, keys sorted, no white space). There are no JSON floats in it: a float stands as `float.hex()`
+writes it, so that every JSON library reproduces the hashed bytes. There are no times in it: the same recipe on the same
+machine gives the same ledger.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ Entry = dict[str, Any]
 
 
 def exact(value: Any) -> Any:
-    """JSON-able `value` as the ledger holds it: floats as `float.hex()`, tuples as lists, numpy scalars as their numbers."""
+    """JSON-able `value` as the ledger holds it: floats as `float.hex()`, tuples as lists, numpy scalars as their
+    numbers.
+    """
     if isinstance(value, dict):
         return {str(k): exact(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -60,7 +64,9 @@ def read_ledger(path: Path) -> tuple[list[Entry], bytes]:
 
 
 def read_head(folder: Path) -> str:
-    """The hash of a run's last entry: the name of everything that it did. Raises as `read_ledger`, and DataError without a ledger."""
+    """The hash of a run's last entry: the name of everything that it did. Raises as `read_ledger`, and DataError
+    without a ledger.
+    """
     path = folder / "ledger.jsonl"
     if not path.is_file():
         raise DataError(f"{folder} is no run: it has no ledger.jsonl")
@@ -115,12 +121,14 @@ def check_chain(lines: Sequence[bytes], name: str) -> list[Break]:
 class Ledger:
     """A run's ledger, open for writing.
 
-    After a resume the entries past the checkpoint are already there. `append` then compares instead of writing: the recomputed entry must
-    have the same bytes.
+    After a resume the entries past the checkpoint are already there. `append` then compares instead of writing: the
+    recomputed entry must have the same bytes.
     """
 
     def __init__(self, path: Path, entries: Sequence[Entry] = (), at: int | None = None):
-        """Go on at entry `at` of the `entries` that the file holds (all of them by default). A torn last line is cut off."""
+        """Go on at entry `at` of the `entries` that the file holds (all of them by default). A torn last line is cut
+        off.
+        """
         self.path = path
         at = len(entries) if at is None else at
         self._expected = [_line(e) for e in entries[at:]]
@@ -136,7 +144,9 @@ class Ledger:
         return bool(self._expected)
 
     def append(self, kind: str, **fields: Any) -> Entry:
-        """Write one entry, or compare it with the one that stands there. Raises IntegrityError naming the step and fields that differ."""
+        """Write one entry, or compare it with the one that stands there. Raises IntegrityError naming the step and
+        fields that differ.
+        """
         entry: Entry = {"n": self.n, "kind": kind, "prev": self.head, **exact(fields)}
         entry["hash"] = entry_hash(entry)
         line = _line(entry)
@@ -171,7 +181,9 @@ class Ledger:
 
 @dataclass
 class History:
-    """What a ledger's entries say happened, in order. An `environment` entry at step s sets aside the steps after s that stand before it."""
+    """What a ledger's entries say happened, in order. An `environment` entry at step s sets aside the steps after s
+    that stand before it.
+    """
 
     open: Entry
     steps: list[Entry] = field(default_factory=list)
@@ -229,7 +241,9 @@ class History:
 
 
 def better(name: str | None, value: float, than: float) -> bool:
-    """Whether a held-out figure improved. Lower is better where its name contains loss, nll, perplexity, brier or error; else higher is."""
+    """Whether a held-out figure improved. Lower is better where its name contains loss, nll, perplexity, brier or
+    error; else higher is.
+    """
     lower = any(word in (name or "").lower() for word in ("loss", "nll", "perplexity", "brier", "error"))
     return value < than if lower else value > than
 

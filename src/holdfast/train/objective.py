@@ -1,8 +1,8 @@
 """The contract between the one loop and everything it can train.
 
-`fit` knows neither language nor control: it sees rows (numbers with an identity and a group), and an objective that turns rows into a
-loss. All figures leave an objective as sums, so that accumulation over micro-batches, and later over processes, is exact:
-the loop divides once, by the step's normaliser.
+`fit` knows neither language nor control: it sees rows (numbers with an identity and a group), and an objective that
+turns rows into a loss. All figures leave an objective as sums, so that accumulation over micro-batches, and later over
+processes, is exact: the loop divides once, by the step's normaliser.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Objective(Protocol):
         ...
 
     def figures(self, rows: np.ndarray) -> dict[str, float]:
-        """Held-out figures over rows, without gradient: `loss` always, and what the objective adds (`rewards/accuracies`)."""
+        """Held-out figures over rows, without gradient: `loss` always, and what the objective adds
+        (`rewards/accuracies`).
+        """
         ...
 
     def begin(self) -> dict[str, Any]:

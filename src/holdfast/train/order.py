@@ -1,9 +1,9 @@
 """Which rows each step sees: a pure function of (rows, seed, epoch). There is no data-loader state.
 
-Epochs follow one another without a gap, and step s (from 1) takes positions [(s-1) B, s B) of that endless sequence. In each epoch every
-row comes exactly once, and the visits to one group are spread evenly over it. The keys are mixed from the rows' own digests by integer
-arithmetic, not by a library's generator: the order is the same under any version of numpy, and a group's keys do not depend on which other
-groups there are.
+Epochs follow one another without a gap, and step s (from 1) takes positions [(s-1) B, s B) of that endless sequence. In
+each epoch every row comes exactly once, and the visits to one group are spread evenly over it. The keys are mixed from
+the rows' own digests by integer arithmetic, not by a library's generator: the order is the same under any version of
+numpy, and a group's keys do not depend on which other groups there are.
 """
 
 # N rows, B rows per step, p = per_group.
@@ -27,7 +27,9 @@ from holdfast.train.objective import Rows
 
 
 def total_steps(settings: TrainTable, n_rows: int) -> int:
-    """How long a run is: `steps`, or what `epochs` need (the last step may reach into the next epoch). One epoch where neither is said."""
+    """How long a run is: `steps`, or what `epochs` need (the last step may reach into the next epoch). One epoch where
+    neither is said.
+    """
     if settings.steps is not None:
         return settings.steps
     epochs = Fraction(repr(settings.epochs)) if settings.epochs is not None else Fraction(1)
@@ -37,8 +39,8 @@ def total_steps(settings: TrainTable, n_rows: int) -> int:
 class Order:
     """The order of a run.
 
-    Raises RecipeError where no such order exists: no rows, a batch larger than the rows, or a group that has more rows than the steps
-    of an epoch may take of it.
+    Raises RecipeError where no such order exists: no rows, a batch larger than the rows, or a group that has more rows
+    than the steps of an epoch may take of it.
     """
 
     def __init__(self, rows: Rows, seed: int, per_group: int | None, batch: int):
@@ -81,7 +83,9 @@ class Order:
         return self._cache[epoch]
 
     def _within(self, epoch: int) -> np.ndarray:
-        """An epoch's order by itself: shuffled within groups, a group's visits evenly spread, at most p rows of a group in a step."""
+        """An epoch's order by itself: shuffled within groups, a group's visits evenly spread, at most p rows of a group
+        in a step.
+        """
         shuffled = np.argsort(mix(self._row_key, derive(self.seed, "order", epoch, "row")), kind="stable")
         by_group = shuffled[np.argsort(self._group[shuffled], kind="stable")]
         group = self._group[by_group]
@@ -99,7 +103,8 @@ class Order:
     def _spread(self, order: np.ndarray, epoch: int) -> None:
         """Swap rows, in place, until no step holds more than p rows of a group within this epoch.
 
-        Visits are an even distance apart, so few steps need it: those whose group is so large that nearly every step must take of it.
+        Visits are an even distance apart, so few steps need it: those whose group is so large that nearly every step
+        must take of it.
         """
         p, first = self.per_group or self.n, epoch * self.n
         step = (np.arange(self.n) + first) // self.batch
@@ -144,10 +149,12 @@ class Order:
                 raise self._impossible(g, n_steps)
 
     def _mend_seam(self, order: np.ndarray, head: int, tail: np.ndarray, epoch: int) -> None:
-        """Swap rows out of this epoch's first `head`, in place, that clash with the tail of the epoch before in their common step.
+        """Swap rows out of this epoch's first `head`, in place, that clash with the tail of the epoch before in their
+        common step.
 
-        A clash is the same row twice, or more than p rows of a group. Only rows of this epoch's whole steps come in exchange: its own tail
-        stays, so the next epoch can be known without this one. (Where an epoch has no whole step, a row may stand twice in the step between.)
+        A clash is the same row twice, or more than p rows of a group. Only rows of this epoch's whole steps come in
+        exchange: its own tail stays, so the next epoch can be known without this one. (Where an epoch has no whole
+        step, a row may stand twice in the step between.)
         """
         p = self.per_group or self.n
         in_tail = set(tail.tolist())
@@ -182,7 +189,9 @@ class Order:
 
 
 def mix(keys: np.ndarray, seed: int) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea and Flood 2014) over keys and a seed: uint64 in, uint64 out, a bijection for each seed."""
+    """SplitMix64's output function (Steele, Lea and Flood 2014) over keys and a seed: uint64 in, uint64 out, a
+    bijection for each seed.
+    """
     with np.errstate(over="ignore"):
         z = (keys ^ np.uint64(seed)) + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

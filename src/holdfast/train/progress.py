@@ -1,4 +1,5 @@
-"""What a person sees of a run, on standard error: a bar on a terminal, plain lines elsewhere, nothing when asked to be quiet.
+"""What a person sees of a run, on standard error: a bar on a terminal, plain lines elsewhere, nothing when asked to be
+quiet.
 
 Standard output is never written: it belongs to `--json`.
 """

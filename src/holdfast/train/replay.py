@@ -1,4 +1,6 @@
-"""Recompute a window of a run's steps from the nearest state before it, and compare what comes out with the ledger, to the byte."""
+"""Recompute a window of a run's steps from the nearest state before it, and compare what comes out with the ledger, to
+the byte.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,13 @@ def replay(
     facts: dict[str, Any],
     held_out: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Take steps `first` to `last` (both included) again and compare. Everything but the window is as for `fit`; the folder is only read.
+    """Take steps `first` to `last` (both included) again and compare. Everything but the window is as for `fit`; the
+    folder is only read.
 
-    The result: `ok`; `steps`, how many of the window came out the same; `from`, the step whose state it started from (0: the base);
-    `problems`, one line each: what this environment lacks, what is another run's, or which step and field came out different.
-    Held-out figures and weights digests that the ledger has in the window are recomputed and compared as well.
+    The result: `ok`; `steps`, how many of the window came out the same; `from`, the step whose state it started from
+    (0: the base); `problems`, one line each: what this environment lacks, what is another run's, or which step and
+    field came out different. Held-out figures and weights digests that the ledger has in the window are recomputed and
+    compared as well.
     """
     entries, _ = read_ledger(folder / "ledger.jsonl")
     if not entries:

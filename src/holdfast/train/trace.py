@@ -34,7 +34,8 @@ def trace_row(folder: Path, prefix: str) -> dict[str, Any]:
 
 
 def trace_step(folder: Path, step: int, dataset: str | Path | None = None) -> dict[str, Any]:
-    """`{"step", "loss", "rows": [{"id", ...}]}`: a step's rows in their order, with their annotator, category and `origins` (file, line).
+    """`{"step", "loss", "rows": [{"id", ...}]}`: a step's rows in their order, with their annotator, category and
+    `origins` (file, line).
 
     The latter need the dataset: the one given, else the one where the recipe says; where it is not, `note` says so.
     """

@@ -1,6 +1,7 @@
 """Does everything in a run folder hash to what its ledger says, and is the ledger one that its recipe and data lead to?
 
-No model is built and no torch is imported: a stranger needs the files and a minute. What this can show is in docs/ledger.md.
+No model is built and no torch is imported: a stranger needs the files and a minute. What this can show is in
+docs/ledger.md.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Verified:
 
 
 def verify(path: str | Path, head: str | None = None) -> list[Problem]:
-    """The problems of a run folder or of a dataset folder; none: it holds. `head` is the run's ledger head as it was published.
+    """The problems of a run folder or of a dataset folder; none: it holds. `head` is the run's ledger head as it was
+    published.
 
     Raises DataError when the folder is neither.
     """
@@ -52,7 +54,8 @@ def verify(path: str | Path, head: str | None = None) -> list[Problem]:
 
 
 def verify_run(folder: Path, head: str | None = None) -> Verified:
-    """Check a run folder: chain, recipe, split, rows, order, checkpoints, final model and, where it is there, the dataset.
+    """Check a run folder: chain, recipe, split, rows, order, checkpoints, final model and, where it is there, the
+    dataset.
 
     Damage is listed, not raised. Raises DataError when the folder is no run.
     """
@@ -192,7 +195,9 @@ def _check_rows(folder: Path, opened: Entry, found: Verified) -> Rows | None:
 
 
 def _check_steps(entries: list[Entry], opened: Entry, rows: Rows | None, whole: bool, found: Verified) -> None:
-    """Every step's rows: their root, and that the order leads to them. Steps follow one another, and nothing follows the end."""
+    """Every step's rows: their root, and that the order leads to them. Steps follow one another, and nothing follows
+    the end.
+    """
     order = None
     if rows is None:
         found.notes.append("without rows.parquet, the rows of the steps cannot be recomputed")
