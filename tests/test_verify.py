@@ -386,3 +386,13 @@ def test_trace_both_ways(run, made):
         good, _ = dataset.response_contents(dataset.responses_of[i])
         assert name == "in.jsonl" and good == f"good {line}"
         assert r["annotator"] == f"ann{line % 3}" and r["category"] == "ab"[line % 2]
+
+
+def test_the_lines_of_docs_ledger_md_verify_a_run(run):
+    code = (Path(__file__).parents[1] / "docs" / "ledger.md").read_text().split("```python\n")[1].split("```")[0]
+    check = [sys.executable, "-c", code, str(run)]
+    assert (
+        subprocess.run(check, capture_output=True, text=True, check=True).stdout.strip() == entries_of(run)[-1]["hash"]
+    )
+    flip(run / "model" / "model.safetensors", -1)
+    assert "AssertionError: model.safetensors" in subprocess.run(check, capture_output=True, text=True).stderr
