@@ -245,6 +245,10 @@ def test_cells_and_their_independence():
     alone = figures(table.filter(pa.compute.equal(table["part"], "ood")))["parts"]
     assert alone["ood"] == parts["ood"]
     json.dumps(parts, allow_nan=False)
+    # Nor on the order of the rows.
+    turned = figures(table.take(np.random.default_rng(0).permutation(40)))["parts"]
+    for name, found in parts["test"]["all"]["figures"].items():
+        assert turned["test"]["all"]["figures"][name] == pytest.approx(found, abs=1e-12), name
 
 
 def test_same_seed_same_bytes_other_seed_other_interval():

@@ -360,7 +360,15 @@ def test_a_run_without_data_says_what_was_not_checked(tmp_path: Path):
     run = read_run(tmp_path)
     assert warnings(run) == [] and unchecked(run) == [name for name, _ in CHECKS]
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "Not checked, for want of data" in page and "gold reward" in page
+    assert "Not checked, because this run gives nothing" in page and "gold reward" in page
+
+
+def test_a_base_is_not_blamed_for_preferring_nothing(clean: RunData):
+    part(clean, "ood")["longer/gain"] |= {"value": -0.1, "lo": -0.2, "hi": -0.05}
+    part(clean, "test")["ece"]["value"] = 0.3
+    assert len(warnings(clean)) == 2
+    clean.recipe["objective"] = {"kind": "sft"}
+    assert warnings(clean) == []
 
 
 # The page.

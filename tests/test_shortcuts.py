@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.data.freeze import freeze_records
 from holdfast.data.records import Judgement, Segment
-from holdfast.evaluate.shortcuts import BagOfWords, longer, plain_text
+from holdfast.evaluate.shortcuts import BagOfWords, longer, plain_text, transcript
 
 
 class Texts:
@@ -50,6 +50,13 @@ def test_plain_text():
     assert plain_text(call) == '\n[{"name": "f"}]'
     assert plain_text({"messages": [{"role": "user", "content": "a"}], "tools": []}) == "a"
     assert plain_text(None) is None and plain_text(Segment("e", 0, 4)) is None
+
+
+def test_transcript_says_who_speaks():
+    assert transcript("as it is") == "as it is" and transcript(None) == ""
+    user, assistant = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}
+    assert transcript([user]) == "hi"
+    assert transcript({"messages": [user, assistant], "tools": []}) == "User: hi\n\nAssistant: yes?"
 
 
 def test_longer_counts_characters_and_steps():

@@ -57,25 +57,42 @@ def figures(table: pa.Table, *, bootstrap: int = 1000, seed: int = 0) -> dict[st
     exact binomial one on the number of prompts. With a single prompt there is no interval: lo and hi are None. A
     figure without any comparison to compute it from is None. Raises DataError for a score that is not finite.
     """
-    column = {name: _numpy(table, name) for name in table.column_names}
+    numbers = [f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
+    column = {name: table[name].to_numpy().astype(np.float64) for name in numbers}
     for name in ("reward_a", "reward_b", "logp_a", "logp_b", "ref_logp_a", "ref_logp_b", "kl_a", "kl_b", "p", "weight"):
         if name in column and not np.isfinite(column[name]).all():
             bad = int(np.argmin(np.isfinite(column[name])))
             raise DataError(
-                f"score {name} of judgement {column['judgement'][bad]} is {column[name][bad]}: the model's output is "
+                f"score {name} of judgement {table['judgement'][bad]} is {column[name][bad]}: the model's output is "
                 "broken, so no figure of it would mean anything; look at the training curves"
             )
+    names: dict[str, list[str]] = {}
+    for name in ("prompt", "judgement", "part", "category", "annotator"):
+        # Codes rise with the names, so that the same rows in another order give the same resamples.
+        coded = table[name].combine_chunks().dictionary_encode()
+        said = np.array(coded.dictionary.to_pylist(), dtype=object)
+        order = np.argsort(said, kind="stable")
+        rank = np.append(np.argsort(order), -1)
+        names[name] = said[order].tolist()
+        column[name] = rank[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+
+    def largest(name: str, inside: np.ndarray) -> list[tuple[str, int]]:
+        """(name, code) of what a column holds there, the largest first; a null has no name."""
+        codes, counts = np.unique(column[name][inside], return_counts=True)
+        found = [(-int(n), names[name][code], int(code)) for code, n in zip(codes, counts, strict=True) if code >= 0]
+        return [(said, code) for _, said, code in sorted(found)]
+
     result: dict[str, Any] = {"level": LEVEL, "bootstrap": bootstrap, "seed": seed, "parts": {}}
-    for part in _names(column["part"])[0]:
-        inside = column["part"] == part
+    for part, part_code in sorted(largest("part", np.full(table.num_rows, True))):
+        inside = column["part"] == part_code
         cells: dict[str, Any] = {"all": _cell(column, inside, bootstrap, f"{seed}|{part}", whole=True), "not shown": {}}
         for plural, singular in (("categories", "category"), ("annotators", "annotator")):
-            names, rest = _names(column[singular][inside])
+            listed = largest(singular, inside)
             cells[plural] = {
-                name: _cell(column, inside & (column[singular] == name), bootstrap, f"{seed}|{part}|{singular}|{name}")
-                for name in names
+                name: _cell(column, inside & (column[singular] == code), bootstrap, f"{seed}|{part}|{singular}|{name}")
+                for name, code in sorted(listed[:MOST_CELLS])
             }
-            cells["not shown"][plural] = rest
+            cells["not shown"][plural] = len(listed) - len(listed[:MOST_CELLS])
         result["parts"][part] = cells
     return result
 
@@ -142,7 +159,7 @@ def _cell(
 
     names = list(sums)
     sums_PK = np.stack([np.bincount(prompt_of, weights=sums[name], minlength=len(prompts)) for name in names], axis=1)
-    resampled_BK = _resample(sums_PK, bootstrap, seed)
+    resampled_BK = resample(sums_PK, bootstrap, seed)
     point = dict(zip(names, sums_PK.sum(0), strict=True))
     drawn = dict(zip(names, resampled_BK.T, strict=True))
     tail = (1 - LEVEL) / 2
@@ -201,7 +218,7 @@ def _cell(
     return cell
 
 
-def _resample(sums_PK: np.ndarray, bootstrap: int, seed: str) -> np.ndarray:
+def resample(sums_PK: np.ndarray, bootstrap: int, seed: str) -> np.ndarray:
     """Totals over `bootstrap` resamples of the P prompts with replacement: (B, K). Memory is bounded: a few resamples
     at a time.
     """
@@ -216,19 +233,3 @@ def _resample(sums_PK: np.ndarray, bootstrap: int, seed: str) -> np.ndarray:
         times_kP = np.bincount(drawn.ravel(), minlength=k * n).reshape(k, n).astype(np.float64)
         totals[start : start + k] = times_kP @ sums_PK
     return totals
-
-
-def _names(values: np.ndarray) -> tuple[list[str], int]:
-    """The names in a column, largest first up to MOST_CELLS, then sorted; and how many were not taken. A null has no
-    name.
-    """
-    names, counts = np.unique([v for v in values if v is not None], return_counts=True)
-    largest = np.argsort(-counts, kind="stable")[:MOST_CELLS]
-    return sorted(str(names[i]) for i in largest), len(names) - len(largest)
-
-
-def _numpy(table: pa.Table, name: str) -> np.ndarray:
-    column = table[name]
-    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
-        return column.to_numpy().astype(np.float64)
-    return np.array(column.to_pylist(), dtype=object)

@@ -45,6 +45,16 @@ def plain_text(content: Content) -> str | None:
     return "\n".join(parts)
 
 
+def transcript(content: Content) -> str:
+    """A prompt as a reader should see it: who says what, where there are several turns."""
+    messages = content.get("messages", []) if isinstance(content, dict) else content
+    if not isinstance(messages, list):
+        return plain_text(content) or ""
+    if len(messages) == 1 and messages[0].get("role") == "user":
+        return plain_text(messages) or ""
+    return "\n\n".join(f"{str(m.get('role', '')).capitalize()}: {plain_text([m])}" for m in messages)
+
+
 def longer(ds: Dataset, comparisons: Comparisons) -> np.ndarray:
     """Which side is longer: (E,) int8, +1 where `a` has more characters (steps, for segments), -1 where `b` has, 0
     where equal.

@@ -168,7 +168,7 @@ def key_figures(run: RunData) -> list[dict[str, Any]]:
                 _range(there["lo"], there["hi"], 100, 1, " %"),
                 unseen,
             )
-        if f["ece"]["value"] is not None:
+        if f["ece"]["value"] is not None and run.kind != "sft":
             floor = f["ece/floor"]["value"]
             tile(
                 f"Calibration error, {name}",
@@ -276,6 +276,10 @@ def accuracy(run: RunData) -> Markup | None:
         round(100 * run.evaluations[0].figures["level"]),
     )
     said = lead + markup('<div class="grid2">{}</div>', joined(charts))
+    if run.kind == "sft":
+        said = (
+            markup("<p>A base is not taught to prefer; its score here is a response's mean log-probability.</p>") + said
+        )
     if others:
         said += markup(
             '<details><summary>other parts and annotators</summary><div class="grid2">{}</div></details>',
@@ -327,7 +331,7 @@ def curves(run: RunData) -> Markup | None:
 
 def calibration(run: RunData) -> Markup | None:
     """Reliability and margins of the headline part."""
-    if run.headline is None:
+    if run.headline is None or run.kind == "sft":  # a base's scores are no probabilities of preference
         return None
     name, part = run.headline
     cell = part["all"]
@@ -361,15 +365,19 @@ def examples(run: RunData) -> Markup | None:
     shown = run.main.examples if run.main else []
     if not shown:
         return None
+    if run.kind == "reward":
+        meaning = "A token's contribution is the score with it less the score before it."
+    elif run.main and any("drift/chosen" in p["all"]["figures"] for p in run.main.figures["parts"].values()):
+        meaning = "A token's contribution is its log-ratio to the reference, times beta."
+    else:
+        meaning = "A token's contribution is its part of the response's log-probability."
     lead = markup(
         '<p>Tokens in <span class="tok" style="{}">blue</span> raise the reward of their response, in '
         '<span class="tok neg" style="{}">orange</span> lower it; the scale is one for each pair. {} '
-        "Hover for the number.</p>",
+        "Hover for the number. Texts stand as they are in the data; some may offend.</p>",
         _shade(0.6),
         _shade(-0.6),
-        "A token's contribution is the score with it less the score before it."
-        if run.kind == "reward"
-        else "A token's contribution is its log-ratio to the reference.",
+        meaning,
     )
     pieces = []
     for e in shown:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ def read_run(folder: str | Path) -> RunData:
         if line.get("what") == "step":
             run.step_seconds += seconds
             run.tokens += int(_number(line.get("tokens")) or 0)
-    run.left_out = _json_lines(run, "left_out.jsonl")
+    run.left_out = list(_json_lines(run, "left_out.jsonl"))
 
     for place in sorted((folder / "evaluations").glob("*/")):
         try:
@@ -221,24 +221,22 @@ def _dataset_facts(run: RunData) -> dict[str, Any]:
         return {}
 
 
-def _json_lines(run: RunData, name: str) -> list[dict[str, Any]]:
+def _json_lines(run: RunData, name: str) -> Iterator[dict[str, Any]]:
     path = run.folder / name
     if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            torn = number == len(lines)  # the line a kill cut off: the next resume drops it
-            run.unreadable.append(f"{name}, line {number}: {'cut off in the middle' if torn else 'not JSON'}")
-            continue
-        if isinstance(entry, dict):
-            found.append(entry)
-    return found
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                torn = not line.endswith(b"\n")  # the line a kill cut off: the next resume drops it
+                run.unreadable.append(f"{name}, line {number}: {'cut off in the middle' if torn else 'not JSON'}")
+                continue
+            if isinstance(entry, dict):
+                yield entry
 
 
 def _number(said: Any) -> float | None:

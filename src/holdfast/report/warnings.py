@@ -91,6 +91,8 @@ def chosen_falls(run: RunData) -> list[Warning] | None:
 
 
 def shortcut_not_beaten(run: RunData) -> list[Warning] | None:
+    if run.kind == "sft":  # it was not taught to prefer
+        return None
     looked, found = False, []
     for shortcut, plain in SHORTCUTS_IN_WORDS.items():
         told, worse = [], False
@@ -120,6 +122,8 @@ def shortcut_not_beaten(run: RunData) -> list[Warning] | None:
 
 
 def out_of_distribution_drop(run: RunData) -> list[Warning] | None:
+    if run.kind == "sft":  # it was not taught to prefer
+        return None
     headline = run.headline
     if headline is None:
         return None
@@ -181,6 +185,8 @@ def rows_left_out(run: RunData) -> list[Warning] | None:
 
 
 def poorly_calibrated(run: RunData) -> list[Warning] | None:
+    if run.kind == "sft":  # it was not taught to prefer
+        return None
     looked, told, lean = False, [], 0.0
     for name, part in run.parts:
         f = part["all"]["figures"]
