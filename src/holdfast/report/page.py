@@ -192,7 +192,9 @@ def key_figures(run: RunData) -> list[dict[str, Any]]:
                 _range(kl["lo"], kl["hi"], 1, 3, ""),
                 f"nats per token, {name}",
             )
-    elif "loss" in run.held_out:
+    if run.headline is not None and run.kind != "sft":
+        return tiles
+    if "loss" in run.held_out:
         losses = run.held_out["loss"]
         tile("Held-out loss", number(losses.at(run.kept_step), 4), "", f"best {number(min(losses.value), 4)}")
     elif run.loss.value:
@@ -675,7 +677,10 @@ def _copy(text: str) -> Markup:
 
 def _name(run: RunData) -> str:
     name = run.recipe.get("run", {}).get("name")
-    return str(name) if name and name != "run" else run.folder.resolve().name
+    folder = run.folder.resolve()
+    if not name or name == "run":
+        return folder.name
+    return f"{name}: {folder.name}" if run.kind == "sft" and folder.name == "base" else str(name)
 
 
 def _duration(seconds: float) -> str:
