@@ -427,6 +427,14 @@ def test_another_environment_from_an_older_checkpoint_and_then_cut_off_again(tmp
     assert [e["step"] for e in History.of(found).steps] == list(range(1, 25)) and done.steps == 24
 
 
+def test_the_environment_is_in_the_first_entry(tmp_path):
+    train_toy(tmp_path, steps=4)
+    said = entries(tmp_path, "open")[0]["environment"]
+    versions = {"python", "holdfast", "torch", "transformers", "tokenizers", "numpy"}
+    assert set(said) == versions | {"threads", "device", "machine", "cpu", "cpu_capability"}
+    assert said["torch"] == torch.__version__ and said["threads"] == 1 and all(said[name] for name in versions)
+
+
 def test_two_processes_do_not_train_one_folder(tmp_path):
     holder = (
         "import fcntl, os, sys, time; h = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(h, fcntl.LOCK_EX); "

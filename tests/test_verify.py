@@ -189,7 +189,7 @@ def test_every_other_file_byte_by_byte(run):
     for name in ("split.json", "rows.parquet", "recipe.toml"):
         raw = (run / name).read_bytes()
         struck = 0
-        for _ in range(40):
+        for _ in range(20):
             at, bit = rng.randrange(len(raw)), 1 << rng.randrange(8)
             line = raw[: at + 1].splitlines()[-1]
             if name == "recipe.toml" and (line.startswith((b"dataset =", b"path ="))):
@@ -199,7 +199,7 @@ def test_every_other_file_byte_by_byte(run):
             assert any(p.where.startswith(name) for p in problems), (name, at, bit, problems)
             (run / name).write_bytes(raw)
             struck += 1
-        assert struck >= 20
+        assert struck >= 10
 
 
 def test_a_recipe_that_says_the_same_in_other_bytes(run):

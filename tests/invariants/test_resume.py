@@ -181,7 +181,7 @@ def die_and_resume(server: Server, whole: tuple[Path, dict[str, Any]], tmp_path:
 
 
 def test_dying_at_a_call_that_touches_the_disk(server, whole, tmp_path):
-    die_and_resume(server, whole, tmp_path, points(whole[1]["calls"], 14))
+    die_and_resume(server, whole, tmp_path, points(whole[1]["calls"], 8))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import orjson
 from holdfast.recipe import RunTable
 
 # Packages whose version changes the bytes that a run computes.
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
+PACKAGES = ("holdfast", "torch", "transformers", "tokenizers", "numpy")
 
 
 def derive(seed: int, *purpose: str | int) -> int:

@@ -15,11 +15,12 @@ from holdfast.train.ledger import History, read_ledger
 from holdfast.train.order import read_rows
 
 
-def trace_row(folder: Path, prefix: str) -> dict[str, Any]:
+def trace_row(run: str | Path, prefix: str) -> dict[str, Any]:
     """`{"row": id, "steps": [{"step", "loss"}]}` for the row whose id starts with `prefix`; `loss` is the whole step's.
 
     Raises DataError when no row or several match, and says so when the row was left out of training, and why.
     """
+    folder = Path(run)
     history, ids = _history(folder), read_rows(folder / "rows.parquet").ids
     found = [row for row in ids if row.startswith(prefix.lower())]
     if len(found) > 1:
@@ -33,12 +34,13 @@ def trace_row(folder: Path, prefix: str) -> dict[str, Any]:
     return {"row": row, "steps": [{"step": e["step"], "loss": float.fromhex(e["loss"])} for e in used]}
 
 
-def trace_step(folder: Path, step: int, dataset: str | Path | None = None) -> dict[str, Any]:
+def trace_step(run: str | Path, step: int, dataset: str | Path | None = None) -> dict[str, Any]:
     """`{"step", "loss", "rows": [{"id", ...}]}`: a step's rows in their order, with their annotator, category and
     `origins` (file, line).
 
     The latter need the dataset: the one given, else the one where the recipe says; where it is not, `note` says so.
     """
+    folder = Path(run)
     history = _history(folder)
     if not 1 <= step <= len(history.steps):
         raise DataError(f"step {step} is not in the ledger, which has steps 1 to {len(history.steps)}")
