@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.holdfast-ready
 
-.PHONY: setup demo test check format bars docs clean
+.PHONY: help setup demo test check format docs bars clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -31,6 +31,12 @@ check: setup  ## format, lint, types, import contracts, fast tests: under a minu
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+bars: setup  ## measure every bar of the project (about an hour)
+	$(BIN)/python bench/bars.py all
+
+docs: setup  ## the pages made from the code
+	$(BIN)/python docs/make.py
 
 format: setup  ## let ruff format and mend what it can
 	$(BIN)/ruff format src tests bench

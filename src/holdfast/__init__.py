@@ -1,3 +1,70 @@
-"""Holdfast: offline preference learning that can prove what it did."""
+"""Holdfast: offline preference learning that can prove what it did.
+
+import holdfast as hf
+
+frozen = hf.freeze("pairs.jsonl", "data/mine")
+run = hf.train("recipe.toml", "runs/mine")
+run.evaluate()
+assert not hf.verify("runs/mine")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Names are looked up when they are used: reading and freezing data does not wait for torch.
+_WHERE = {
+    "freeze": "holdfast.data.freeze",
+    "freeze_records": "holdfast.data.freeze",
+    "open_dataset": "holdfast.data.dataset",
+    "make_split": "holdfast.data.splits",
+    "Judgement": "holdfast.data.records",
+    "load_recipe": "holdfast.recipe",
+    "train": "holdfast.pipeline",
+    "resume": "holdfast.pipeline",
+    "evaluate": "holdfast.pipeline",
+    "score": "holdfast.pipeline",
+    "replay": "holdfast.pipeline",
+    "verify": "holdfast.train.verify",
+    "HoldfastError": "holdfast.errors",
+}
+__all__ = [
+    "HoldfastError",
+    "Judgement",
+    "evaluate",
+    "freeze",
+    "freeze_records",
+    "load_recipe",
+    "make_split",
+    "open_dataset",
+    "replay",
+    "resume",
+    "score",
+    "train",
+    "verify",
+]
+
+if TYPE_CHECKING:
+    from holdfast.data.dataset import open_dataset
+    from holdfast.data.freeze import freeze, freeze_records
+    from holdfast.data.records import Judgement
+    from holdfast.data.splits import make_split
+    from holdfast.errors import HoldfastError
+    from holdfast.pipeline import evaluate, replay, resume, score, train
+    from holdfast.recipe import load_recipe
+    from holdfast.train.verify import verify
+
+
+def __getattr__(name: str) -> Any:
+    # A module of the same name as a public function (holdfast.evaluate) is bound here by Python once it is imported; the function
+    # then hides behind it, so functions win by being put back.
+    if name in _WHERE:
+        value = getattr(import_module(_WHERE[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

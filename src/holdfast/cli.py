@@ -70,13 +70,25 @@ def freeze(
     json: Json = False,
 ) -> None:
     """Read, validate and freeze files into an immutable dataset named by its root digest."""
+    from holdfast.data.freeze import RowsRejected
     from holdfast.data.freeze import freeze as run
 
-    frozen = run(files, output, format=format, mapping=_mapping(map or []), on_error=on_error.value)
+    try:
+        frozen = run(files, output, format=format, mapping=_mapping(map or []), on_error=on_error.value)
+    except RowsRejected as stopped:
+        if json:
+            said = {"root": None, "accepted": stopped.accepted, "rejected": len(stopped.rejects)}
+            _say(True, {**said, "rejects": list(stopped.rejects)})
+        raise
     d = frozen.dataset
     _say(
         json,
-        {"root": frozen.root, "accepted": frozen.accepted, "rejected": frozen.rejected, "rejects": frozen.rejects},
+        {
+            "root": frozen.root,
+            "accepted": frozen.accepted,
+            "rejected": frozen.rejected,
+            "rejects": list(frozen.rejects),
+        },
         f"[bold]{output}[/]  root {frozen.root}",
         f"  {frozen.accepted:,} rows accepted, {frozen.rejected:,} rejected"
         + (f" (listed in {output / 'rejects.jsonl'})" if frozen.rejected else ""),

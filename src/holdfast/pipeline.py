@@ -24,7 +24,7 @@ from holdfast.data.records import Judgement
 from holdfast.data.splits import Split, load_split, make_split
 from holdfast.data.views import Comparisons, comparisons, preferred
 from holdfast.errors import DataError, IntegrityError, RecipeError
-from holdfast.evaluate.shortcuts import BagOfWords, longer, plain_text
+from holdfast.evaluate.shortcuts import BagOfWords, longer, plain_text, transcript
 from holdfast.evaluate.table import (
     KL_SCORES,
     POLICY_SCORES,
@@ -189,7 +189,7 @@ def _objective(
 ) -> Sft | Reward | Preference:
     """The objective that [objective] names, with the rest of the table bound to its loss."""
     micro = recipe.train.micro_batch or recipe.train.batch
-    model.to(torch.device(recipe.run.device))
+    model.to(recipe.run.device, getattr(torch, recipe.run.dtype))
     if kind == "sft":
         bind(lambda: None, table, "[objective] of sft")
         return Sft(Policy(model, recipe.model.compute), tokens, view, micro)
@@ -301,7 +301,7 @@ def _scorer(
     """A finished run's model as what scores comparisons, and the reference policy where the run has one."""
     kind, table = recipe.objective["kind"], {k: v for k, v in recipe.objective.items() if k != "kind"}
     micro = recipe.train.micro_batch or recipe.train.batch
-    model.to(torch.device(recipe.run.device))
+    model.to(recipe.run.device, getattr(torch, recipe.run.dtype))
     if kind == "reward":
         scorer = RewardModel.on(model, tokenizer, seed=recipe.run.seed, compute=recipe.model.compute)
         return Reward(scorer, tokens, view, table=table, micro_batch=micro), None
@@ -313,7 +313,7 @@ def _scorer(
     if not needs_reference(kind):
         return Preference(policy, tokens, view, None, loss=kind, table=table, micro_batch=micro), None
     base, _ = _start(recipe, folder)
-    reference = Policy(base.to(torch.device(recipe.run.device)), recipe.model.compute)
+    reference = Policy(base.to(recipe.run.device, getattr(torch, recipe.run.dtype)), recipe.model.compute)
     artefact = _reference(reference, weights_digest(base), tokens, groups, recipe)
     return Preference(policy, tokens, view, artefact, loss=kind, table=table, micro_batch=micro), reference
 
@@ -335,7 +335,7 @@ def _example(
         "part": part,
         "category": category,
         "p": float(max(view.p[edge], 1 - view.p[edge])),
-        "prompt_text": plain_text(dataset.prompt_contents([int(view.prompt[edge])])[0]) or "",
+        "prompt_text": transcript(dataset.prompt_contents([int(view.prompt[edge])])[0]) or "",
     }
     for side, response in sides.items():
         values = scorer.contributions(int(view.prompt[edge]), int(response))

@@ -37,21 +37,21 @@ class Table(BaseModel):
 class RunTable(Table):
     """[run]: what the run is computed with. Digests are the same on the same machine with the same values."""
 
-    name: str = "run"
-    seed: int = 0
+    name: str = Field("run", description="the run goes to runs/NAME where no folder is given")
+    seed: int = Field(0, description="of the order, dropout and fresh weights")
     threads: int = Field(2, ge=1, le=256, description="CPU threads; sums depend on it, so it is part of the recipe")
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = Field("cpu", description="where tensors lie: cpu, cuda, cuda:1")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights while they are trained")
 
 
 class SplitTable(Table):
     """[data.split]: a partition by prompt group. What is in no named part is `train`; held-out categories are the part `ood`."""
 
     seed: int = 0
-    validation: Fraction = 0.05
-    test: Fraction = 0.1
-    stratify: bool = True
-    holdout: tuple[str, ...] = ()
+    validation: Fraction = Field(0.05, description="share of prompts for held-out figures while training")
+    test: Fraction = Field(0.1, description="share of prompts that nothing is chosen on")
+    stratify: bool = Field(True, description="keep the shares within every category")
+    holdout: tuple[str, ...] = Field((), description="categories held out as a whole")
 
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> SplitTable:
@@ -63,8 +63,8 @@ class SplitTable(Table):
 class DataTable(Table):
     """[data]: the frozen dataset and its split. `root`, where given, must be the dataset's root."""
 
-    dataset: str
-    root: str | None = None
+    dataset: str = Field(description="the dataset's folder")
+    root: str | None = Field(None, description="the root it must have")
     split: SplitTable = SplitTable()
 
 
@@ -74,22 +74,22 @@ class TrainTable(Table):
     batch: Positive = 16
     micro_batch: Positive | None = Field(None, description="judgements per forward; default: the whole batch at once")
     per_prompt: Positive | None = Field(None, description="most judgements of one prompt that a step may take")
-    steps: Positive | None = None
+    steps: Positive | None = Field(None, description="how long; or say epochs (default: one)")
     epochs: float | None = Field(None, gt=0)
-    lr: float = Field(1e-5, gt=0)
-    warmup: int = Field(0, ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    lr: float = Field(1e-5, gt=0, description="the largest learning rate")
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after the warm-up")
     lr_end: float = Field(0.0, ge=0, description="the schedule's last rate, as a share of lr")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of matrices; not of norms and biases")
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
     eval_every: int | None = Field(None, ge=1, description="steps between held-out figures")
     eval_rows: Positive | None = Field(None, description="held-out judgements per evaluation; default: all")
     stop_on: str | None = Field(None, description="held-out figure to stop on; its best weights are the result")
-    patience: Positive = 3
-    checkpoint_every: Positive = 50
-    keep_checkpoints: Positive = 2
+    patience: Positive = Field(3, description="evaluations without a better figure before it stops")
+    checkpoint_every: Positive = Field(50, description="steps between checkpoints")
+    keep_checkpoints: Positive = Field(2, description="how many stay on disk, beside the best")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainTable:
@@ -126,11 +126,13 @@ class ScratchTable(Table):
 class ModelTable(Table):
     """[model]: exactly one of a `transformers` folder (or a run folder), a hub name, or a model made from nothing."""
 
-    path: str | None = None
-    hub: str | None = None
-    revision: str | None = None
+    path: str | None = Field(None, description="a transformers folder, or a run's")
+    hub: str | None = Field(None, description="owner/name; needs a network")
+    revision: str | None = Field(None, description="of the hub's model")
     scratch: ScratchTable | None = None
-    compute: Literal["auto", "packed", "padded"] = "auto"
+    compute: Literal["auto", "packed", "padded"] = Field(
+        "auto", description="prompt groups packed, or plain padded sequences"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelTable:
@@ -145,16 +147,18 @@ class ModelTable(Table):
 class TextTable(Table):
     """[text]: how text becomes tokens. What happens to a row that is too long is the user's choice; `refuse` stops and counts them."""
 
-    max_length: Positive = 1024
-    too_long: Literal["refuse", "drop", "truncate-prompt-left", "truncate-response-right"] = "refuse"
+    max_length: Positive = Field(1024, description="tokens of prompt + response")
+    too_long: Literal["refuse", "drop", "truncate-prompt-left", "truncate-response-right"] = Field(
+        "refuse", description="what happens to a row that is longer"
+    )
 
 
 class EvaluateTable(Table):
     """[evaluate]: what follows training."""
 
-    parts: tuple[str, ...] = ("validation", "test", "ood")
-    bootstrap: Positive = 1000
-    examples: int = Field(8, ge=0)
+    parts: tuple[str, ...] = Field(("validation", "test", "ood"), description="parts of the split that are scored")
+    bootstrap: Positive = Field(1000, description="resamples of prompts per interval")
+    examples: int = Field(8, ge=0, description="comparisons shown with each token's contribution")
 
 
 class Recipe(Table):

@@ -494,6 +494,17 @@ def scored(row: Row) -> list[Judgement]:
     return judgements
 
 
+def _given(row: Row) -> list[Judgement]:
+    """A prompt and a response that nobody has judged: what `holdfast score` is asked about. The value says nothing."""
+    column = "response" if "response" in row else "completion"
+    prompt, responses = together(content(row, "prompt"), (content(row, column),), row.pop("tools", None))
+    return [Judgement("score", prompt, responses, value=0.0)]
+
+
+# Not among FORMATS: what nobody has judged is no preference, and is never frozen as one.
+GIVEN = Format("given", ("prompt", "response|completion"), ("tools",), _given, lambda row: True, _given.__doc__ or "")
+
+
 @reader(
     "holdfast",
     needs="kind responses",

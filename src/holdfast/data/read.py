@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from holdfast.data.formats import Format, Row, check_mapping, detect, judge, named
+from holdfast.data.formats import GIVEN, Format, Row, check_mapping, detect, judge, named
 from holdfast.data.records import Judgement, Reject
 from holdfast.data.validate import name_of
 from holdfast.errors import DataError
@@ -74,13 +74,18 @@ Raw = tuple[int, Row | None, str | None]  # row number, the row or else the reas
 
 
 def read_files(
-    files: Sequence[str | Path], *, format: str | None = None, mapping: Mapping[str, str] | None = None
+    files: Sequence[str | Path],
+    *,
+    format: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    unjudged: bool = False,
 ) -> Iterator[ReadRow]:
     """Read the rows of `files` (files, folders of files, or `datasets` folders) one by one, in the order given.
 
     `format` names the format (default: told from the columns, for each file); `mapping` says which column holds which
     field (`{"prompt": "question"}`) and is applied first. Files, format and mapping are looked at before anything is
-    read. Raises DataError, naming the file and the remedy, for what concerns a whole file."""
+    read. `unjudged`: a file with prompts and responses is read for these alone, judged or not (a score of 0 stands in).
+    Raises DataError, naming the file and the remedy, for what concerns a whole file."""
     if isinstance(files, str | Path):
         files = [files]
     if not files:
@@ -88,23 +93,25 @@ def read_files(
     mapping = dict(mapping or {})
     check_mapping(mapping, named(format) if format else None)
     given = [(str(f), _find(Path(f), str(f))) for f in files]
-    return _read_all(given, named(format) if format else None, mapping)
+    return _read_all(given, named(format) if format else None, mapping, unjudged)
 
 
 def _read_all(
-    given: list[tuple[str, list[tuple[str, Path]]]], form: Format | None, mapping: dict[str, str]
+    given: list[tuple[str, list[tuple[str, Path]]]], form: Format | None, mapping: dict[str, str], unjudged: bool
 ) -> Iterator[ReadRow]:
     for name, sources in given:
         empty = True
         for file, path in sources:
-            for row in _read_one(file, path, form, mapping):
+            for row in _read_one(file, path, form, mapping, unjudged):
                 empty = False
                 yield row
         if empty:
             raise DataError(f"{name}: holds no rows")
 
 
-def _read_one(file: str, path: Path, form: Format | None, mapping: dict[str, str]) -> Iterator[ReadRow]:
+def _read_one(
+    file: str, path: Path, form: Format | None, mapping: dict[str, str], unjudged: bool
+) -> Iterator[ReadRow]:
     rows = _raw_rows(file, path)
     settled = False
     at, breaks = 0, None
@@ -138,7 +145,8 @@ def _read_one(file: str, path: Path, form: Format | None, mapping: dict[str, str
             if mapping:
                 sample = [_rename(row, mapping)[0] for row in sample]
             if form is None:
-                form = detect(sample, file, mapping)
+                given = unjudged and not GIVEN.missing({c for row in sample for c in row})
+                form = GIVEN if given else detect(sample, file, mapping)
             elif missing := form.missing({c for row in sample for c in row}):
                 raise DataError(
                     f"{file}: format {form.name} needs {', '.join(form.needs)}, and there is no {', '.join(missing)}; "

@@ -1,0 +1,86 @@
+"""Makes the pages that are written from the code: docs/cli.md, docs/recipe.md, docs/formulas.md. `make docs`; a test checks they are fresh."""
+
+from __future__ import annotations
+
+import os
+import typing
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def cli() -> str:
+    import typer
+
+    from holdfast.cli import app
+
+    os.environ |= {"COLUMNS": "100", "TERM": "dumb"}
+    group = typing.cast(typing.Any, typer.main.get_command(app))
+    lines = ["# The command line", "", "Made from the program's own help by `make docs`.", "", _help(group, "holdfast")]
+    for name in group.commands:
+        lines += [f"## holdfast {name}", "", _help(group.commands[name], f"holdfast {name}")]
+    lines += [
+        "Exit status: 0 done; 1 the thing asked for does not hold (verify, replay); 2 the user's mistake, said on standard error.",
+        "With `--json` a verb prints one JSON object on standard output and nothing else there.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _help(command: typing.Any, name: str) -> str:
+    with command.make_context(name, [], resilient_parsing=True, terminal_width=100, max_content_width=100) as context:
+        return f"```\n{command.get_help(context).rstrip()}\n```\n"
+
+
+def recipe() -> str:
+    from holdfast.recipe import Recipe, Table
+
+    lines = [
+        "# Recipes",
+        "",
+        "One TOML file says all of a run. Every table and key, made from the schema by `make docs`; a key that is not here is an error.",
+        "`[objective]` holds `kind` (`sft`, `reward`, or a pair loss) and that loss's own keys: see [formulas.md](formulas.md).",
+        "A value can be laid over a recipe: `holdfast train recipe.toml --set train.lr=1e-5`.",
+        "",
+    ]
+
+    def table(schema: type[Table], path: str) -> None:
+        lines.extend(
+            [f"## [{path}]" if path else "## Top", "", _first(schema), "", "| key | default | |", "|---|---|---|"]
+        )
+        inner = []
+        for name, field in schema.model_fields.items():
+            options = typing.get_args(field.annotation) or (field.annotation,)
+            nested = [o for o in options if isinstance(o, type) and issubclass(o, Table)]
+            if nested:
+                inner.append((nested[0], f"{path}.{name}" if path else name))
+                continue
+            choices = " \\| ".join(f"`{c}`" for c in typing.get_args(field.annotation) if isinstance(c, str))
+            default = (
+                "must be given" if field.is_required() else f"`{field.default!r}`" if field.default is not None else "-"
+            )
+            lines.append(f"| `{name}` | {default} | {'; '.join(x for x in (field.description or '', choices) if x)} |")
+        lines.append("")
+        for schema_, path_ in inner:
+            table(schema_, path_)
+
+    table(Recipe, "")
+    return "\n".join(lines)
+
+
+def _first(schema: type) -> str:
+    return " ".join((schema.__doc__ or "").split("\n\n")[0].split())
+
+
+def formulas() -> str:
+    import importlib
+
+    return typing.cast(str, importlib.import_module("holdfast.losses.__main__").page())
+
+
+PAGES = {"cli.md": cli, "recipe.md": recipe}
+
+if __name__ == "__main__":
+    for name, make in PAGES.items():
+        (HERE / name).write_text(make(), encoding="utf-8")
+        print(HERE / name)
