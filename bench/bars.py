@@ -166,7 +166,7 @@ def _in_the_making(run: Path) -> bool:
 
 
 def flip(folder: Path, tries: int = 20) -> dict[str, Any]:
-    from holdfast.train.verify import verify
+    from holdfast.proof import verify
 
     recipe = small_world(folder)
     holdfast("train", recipe, "-o", folder / "run")

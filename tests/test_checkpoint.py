@@ -12,7 +12,7 @@ from torch import nn
 
 from holdfast.data.merkle import merkle_root
 from holdfast.errors import IntegrityError
-from holdfast.train.checkpoint import (
+from holdfast.training.checkpoint import (
     file_digests,
     file_sha256,
     fingerprint,

@@ -10,7 +10,7 @@ import pytest
 from holdfast.data.freeze import freeze_records
 from holdfast.data.records import Judgement
 from holdfast.errors import DataError, IntegrityError
-from holdfast.evaluate.table import (
+from holdfast.evaluation.table import (
     choose_examples,
     evaluation_table,
     read_evaluation,
@@ -145,7 +145,7 @@ def test_every_flipped_byte_is_named(scored, tmp_path: Path):
 
 def test_a_figure_that_the_rows_do_not_give_is_named(scored, tmp_path: Path):
     """Someone improves a figure and mends the digest: recomputing from the rows still tells."""
-    from holdfast.evaluate.table import _digest, _pretty
+    from holdfast.evaluation.table import _digest, _pretty
 
     folder = tmp_path / "eval"
     metrics, _ = written(scored, folder)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 
 from holdfast.errors import DataError
-from holdfast.evaluate.figures import BINS, figures
+from holdfast.evaluation.figures import BINS, figures
 
 
 def make(margin, p=None, prompt=None, **columns):
@@ -263,7 +263,7 @@ def test_same_seed_same_bytes_other_seed_other_interval():
 def test_only_the_largest_cells_are_shown_and_the_rest_counted(monkeypatch):
     import sys
 
-    monkeypatch.setattr(sys.modules["holdfast.evaluate.figures"], "MOST_CELLS", 2)
+    monkeypatch.setattr(sys.modules["holdfast.evaluation.figures"], "MOST_CELLS", 2)
     part = figures(make([1.0] * 6, category=["a", "b", "b", "c", "c", "d"]), bootstrap=10)["parts"]["test"]
     assert set(part["categories"]) == {"b", "c"} and part["not shown"]["categories"] == 2
 

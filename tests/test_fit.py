@@ -17,12 +17,12 @@ import torch
 
 from holdfast.errors import HoldfastError, IntegrityError, OfflineError, RecipeError
 from holdfast.recipe import RunTable, TrainTable
-from holdfast.train.checkpoint import trained_state, weights_digest
-from holdfast.train.determinism import derive, deterministic
-from holdfast.train.fit import Trainer, held_out_rows, learning_rate
-from holdfast.train.ledger import History, figure, read_ledger
-from holdfast.train.objective import Rows
-from holdfast.train.order import Order
+from holdfast.training.checkpoint import trained_state, weights_digest
+from holdfast.training.determinism import derive, deterministic
+from holdfast.training.fit import Trainer, held_out_rows, learning_rate
+from holdfast.training.ledger import History, figure, read_ledger
+from holdfast.training.objective import Rows
+from holdfast.training.order import Order
 from toy_objective import FACTS, HELD_OUT, Toy, row_id, toy_rows, train_toy
 
 
@@ -394,7 +394,7 @@ def test_steps_that_do_not_come_out_the_same_are_named(tmp_path):
 
 
 def test_another_environment_is_refused_unless_allowed_and_then_recorded(tmp_path, monkeypatch):
-    from holdfast.train import fit as module
+    from holdfast.training import fit as module
 
     interrupted_at(tmp_path, 13)
     real = module.environment
@@ -413,7 +413,7 @@ def test_another_environment_is_refused_unless_allowed_and_then_recorded(tmp_pat
 
 
 def test_another_environment_from_an_older_checkpoint_and_then_cut_off_again(tmp_path, monkeypatch):
-    from holdfast.train import fit as module
+    from holdfast.training import fit as module
 
     interrupted_at(tmp_path, 13)
     (tmp_path / "checkpoints" / "interrupted.json").unlink()
@@ -471,7 +471,7 @@ def test_what_stood_before_is_put_back(tmp_path):
 
 
 def test_progress_goes_to_standard_error_in_plain_lines(tmp_path, capsys):
-    from holdfast.train.progress import Progress
+    from holdfast.training.progress import Progress
 
     progress = Progress(every=0)
     progress.start(0, 2)

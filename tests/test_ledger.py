@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import DataError, IntegrityError
-from holdfast.train.ledger import (
+from holdfast.training.ledger import (
     START,
     History,
     Ledger,

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from holdfast.errors import IntegrityError, RecipeError
 from holdfast.recipe import TrainTable
-from holdfast.train.determinism import derive
-from holdfast.train.objective import Rows
-from holdfast.train.order import Order, mix, read_rows, rows_root, total_steps, write_rows
+from holdfast.training.determinism import derive
+from holdfast.training.objective import Rows
+from holdfast.training.order import Order, mix, read_rows, rows_root, total_steps, write_rows
 
 
 def rows_of(groups: list[int] | np.ndarray, start: int = 0) -> Rows:

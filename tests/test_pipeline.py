@@ -15,9 +15,9 @@ from holdfast.cli import app, main
 from holdfast.data.freeze import freeze
 from holdfast.demo.world import World
 from holdfast.errors import DataError, HoldfastError, IntegrityError, RecipeError
+from holdfast.proof import verify
 from holdfast.recipe import load_recipe
-from holdfast.train.ledger import entry_hash
-from holdfast.train.verify import verify
+from holdfast.training.ledger import entry_hash
 
 SMALL = {
     "run": {"threads": 1},

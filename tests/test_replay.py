@@ -9,8 +9,8 @@ import pytest
 
 from holdfast.errors import DataError
 from holdfast.recipe import RunTable, TrainTable
-from holdfast.train import replay as module
-from holdfast.train.ledger import read_ledger
+from holdfast.training import replay as module
+from holdfast.training.ledger import read_ledger
 from toy_objective import FACTS, HELD_OUT, Toy, toy_rows, train_toy
 
 SAID = {"eval_every": 4, "stop_on": "loss", "patience": 9, "keep_checkpoints": 3}

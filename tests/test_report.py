@@ -16,12 +16,12 @@ import tomli_w
 from holdfast.data.freeze import freeze_records
 from holdfast.data.records import Judgement
 from holdfast.errors import HoldfastError
-from holdfast.evaluate.table import write_evaluation
+from holdfast.evaluation.table import write_evaluation
 from holdfast.report import plots
 from holdfast.report.page import SECTIONS, write_report
 from holdfast.report.read import RunData, read_run
 from holdfast.report.warnings import CHECKS, unchecked, warnings
-from holdfast.train.ledger import Ledger
+from holdfast.training.ledger import Ledger
 
 STEPS = 240
 CATEGORIES = ("arithmetic", "dates", "opposites", "sorting", "spelling", "units")

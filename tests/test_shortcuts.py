@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.data.freeze import freeze_records
 from holdfast.data.records import Judgement, Segment
-from holdfast.evaluate.shortcuts import BagOfWords, longer, plain_text, transcript
+from holdfast.evaluation.shortcuts import BagOfWords, longer, plain_text, transcript
 
 
 class Texts:

@@ -6,8 +6,8 @@ import orjson
 import pytest
 
 from holdfast.errors import DataError
-from holdfast.train.objective import Rows
-from holdfast.train.trace import trace_row, trace_step
+from holdfast.training.objective import Rows
+from holdfast.training.trace import trace_row, trace_step
 from toy_objective import row_id, toy_rows, train_toy
 
 

@@ -20,12 +20,13 @@ from holdfast.data.freeze import freeze_records
 from holdfast.data.records import Judgement
 from holdfast.data.splits import make_split
 from holdfast.errors import DataError
+from holdfast.proof import verify
 from holdfast.recipe import load_recipe
-from holdfast.train.ledger import entry_hash
-from holdfast.train.objective import Rows
-from holdfast.train.order import read_rows, rows_root, write_rows
-from holdfast.train.trace import trace_row, trace_step
-from holdfast.train.verify import verify, verify_run
+from holdfast.training.ledger import entry_hash
+from holdfast.training.objective import Rows
+from holdfast.training.order import read_rows, rows_root, write_rows
+from holdfast.training.trace import trace_row, trace_step
+from holdfast.training.verify import verify_run
 from toy_objective import Toy, train_toy
 
 
@@ -117,7 +118,7 @@ def test_a_whole_run_has_no_problem(run):
 
 def test_it_imports_no_torch_and_takes_seconds(run):
     code = (
-        "import sys, time, holdfast.train.verify as v; t = time.perf_counter(); p = v.verify(sys.argv[1]); "
+        "import sys, time, holdfast.proof as v; t = time.perf_counter(); p = v.verify(sys.argv[1]); "
         "print(len(p), 'torch' in sys.modules, 'transformers' in sys.modules, time.perf_counter() - t < 5)"
     )
     out = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)

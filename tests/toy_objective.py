@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from holdfast.recipe import RunTable, TrainTable
-from holdfast.train.checkpoint import trained_state
-from holdfast.train.fit import Fitted, fit
-from holdfast.train.objective import Rows, Sums
+from holdfast.training.checkpoint import trained_state
+from holdfast.training.fit import Fitted, fit
+from holdfast.training.objective import Rows, Sums
 
 ROWS, HELD = 120, 24
 FACTS = {"recipe": "ab" * 32, "beta": 0.1}

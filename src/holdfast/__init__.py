@@ -26,7 +26,7 @@ _WHERE = {
     "evaluate": "holdfast.pipeline",
     "score": "holdfast.pipeline",
     "replay": "holdfast.pipeline",
-    "verify": "holdfast.train.verify",
+    "verify": "holdfast.proof",
     "HoldfastError": "holdfast.errors",
 }
 __all__ = [
@@ -52,13 +52,11 @@ if TYPE_CHECKING:
     from holdfast.data.splits import make_split
     from holdfast.errors import HoldfastError
     from holdfast.pipeline import evaluate, replay, resume, score, train
+    from holdfast.proof import verify
     from holdfast.recipe import load_recipe
-    from holdfast.train.verify import verify
 
 
 def __getattr__(name: str) -> Any:
-    # A module of the same name as a public function (holdfast.evaluate) is bound here by Python once it is imported; the function
-    # then hides behind it, so functions win by being put back.
     if name in _WHERE:
         value = getattr(import_module(_WHERE[name]), name)
         globals()[name] = value

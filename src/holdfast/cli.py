@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from holdfast.errors import HoldfastError
@@ -43,6 +44,12 @@ class OnError(Enum):
     skip = "skip"
 
 
+class AnnotatorKind(Enum):
+    human = "human"
+    ai = "ai"
+    rule = "rule"
+
+
 def _say(as_json: bool, said: dict[str, Any], *lines: str) -> None:
     """One JSON object, or lines for a person."""
     if as_json:
@@ -64,6 +71,12 @@ def freeze(
     map: Annotated[
         list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Read FIELD from COLUMN.")
     ] = None,
+    annotator: Annotated[str | None, typer.Option(help="Who judged, for rows that do not say.")] = None,
+    annotator_kind: Annotated[
+        AnnotatorKind | None, typer.Option(help="What kind of annotator, for rows that do not say.")
+    ] = None,
+    category: Annotated[str | None, typer.Option(help="The category, for rows that do not say.")] = None,
+    licence: Annotated[str | None, typer.Option(help="The licence, for rows that do not say.")] = None,
     on_error: Annotated[
         OnError, typer.Option(help="stop: freeze nothing if a row is rejected. skip: freeze the rest.")
     ] = OnError.stop,
@@ -74,7 +87,17 @@ def freeze(
     from holdfast.data.freeze import freeze as run
 
     try:
-        frozen = run(files, output, format=format, mapping=_mapping(map or []), on_error=on_error.value)
+        frozen = run(
+            files,
+            output,
+            format=format,
+            mapping=_mapping(map or []),
+            on_error=on_error.value,
+            annotator=annotator,
+            annotator_kind=annotator_kind and annotator_kind.value,
+            category=category,
+            licence=licence,
+        )
     except RowsRejected as stopped:
         if json:
             said = {"root": None, "accepted": stopped.accepted, "rejected": len(stopped.rejects)}
@@ -89,7 +112,7 @@ def freeze(
             "rejected": frozen.rejected,
             "rejects": list(frozen.rejects),
         },
-        f"[bold]{output}[/]  root {frozen.root}",
+        f"[bold]{escape(str(output))}[/]  root {frozen.root}",
         f"  {frozen.accepted:,} rows accepted, {frozen.rejected:,} rejected"
         + (f" (listed in {output / 'rejects.jsonl'})" if frozen.rejected else ""),
         f"  {d.n_prompts:,} prompts, {d.n_responses:,} responses, {d.n_judgements:,} judgements",
@@ -131,7 +154,7 @@ def split(
     _say(
         json,
         {"digest": made.digest, "dataset": made.dataset_root, "parts": sizes},
-        f"[bold]{output}[/]  split {made.digest}",
+        f"[bold]{escape(str(output))}[/]  split {made.digest}",
         "  " + ", ".join(f"{name} {n:,}" for name, n in sizes.items()) + " judgements",
     )
 
@@ -155,11 +178,18 @@ def train(
 
 
 @app.command()
-def resume(run: RunFolder, quiet: Quiet = False, json: Json = False) -> None:
+def resume(
+    run: RunFolder,
+    allow_environment_change: Annotated[
+        bool, typer.Option(help="Go on under other versions, threads or hardware; the ledger then says so.")
+    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
     """Go on with an interrupted run, to the same bytes as if nothing had happened."""
     from holdfast import pipeline
 
-    _trained(pipeline.resume(run, quiet=quiet or json), json)
+    _trained(pipeline.resume(run, quiet or json, allow_environment_change), json)
 
 
 def _trained(run: Any, json: bool) -> None:
@@ -172,7 +202,7 @@ def _trained(run: Any, json: bool) -> None:
             "weights_digest": run.weights_digest,
             "stopped": run.stopped,
         },
-        f"[bold]{run.folder}[/]  {run.steps} steps, stopped: {run.stopped}",
+        f"[bold]{escape(str(run.folder))}[/]  {run.steps} steps, stopped: {run.stopped}",
         f"  ledger head     {run.ledger_head}",
         f"  weights digest  {run.weights_digest}",
         f"  go on with      holdfast resume {run.folder}"
@@ -251,16 +281,18 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check that everything hashes to what it says. Needs no model code; takes seconds."""
-    from holdfast.train.verify import verify as check
+    from holdfast.proof import verified
 
-    problems = [asdict(p) for p in check(path, head=head)]
+    found = verified(path, head)
+    problems = [asdict(p) for p in found.problems]
     ok = not problems
-    lines = [f"[red]{p['what']}[/] at {p['where']}: found {p['found']}, expected {p['expected']}" for p in problems]
+    lines = [f"[red]{escape(str(problem))}[/]" for problem in found.problems]
+    lines += [f"[dim]note: {escape(note)}[/]" for note in found.notes]
     _say(
         json,
-        {"ok": ok, "problems": problems},
+        {"ok": ok, "problems": problems, "notes": found.notes},
         *lines,
-        f"[bold]{path}[/] " + ("[green]holds[/]" if ok else f"[red]{len(problems)} problems[/]"),
+        f"[bold]{escape(str(path))}[/] " + ("[green]holds[/]" if ok else f"[red]{len(problems)} problems[/]"),
     )
     if not ok:
         raise typer.Exit(1)
@@ -282,7 +314,7 @@ def replay(
     _say(
         json,
         done,
-        *(f"[red]{p}[/]" for p in done["problems"]),
+        *(f"[red]{escape(p)}[/]" for p in done["problems"]),
         f"steps {first} to {last}: " + ("[green]same bytes[/]" if done["ok"] else "[red]not the same[/]"),
     )
     if not done["ok"]:
@@ -301,7 +333,7 @@ def trace(
     json: Json = False,
 ) -> None:
     """Which steps used a row; which rows, annotators and files made a step."""
-    from holdfast.train.trace import trace_row, trace_step
+    from holdfast.training.trace import trace_row, trace_step
 
     if (row is None) == (step is None):
         raise HoldfastError("trace needs one of --row ID and --step N")
@@ -315,7 +347,7 @@ def trace(
             said,
             f"step {step}",
             *(
-                f"  {r['id'][:16]}  {r.get('annotator') or '-':<14} {'; '.join(f'{f}:{n}' for f, n in r.get('origins', []))}"
+                f"  {r['id'][:16]}  {r.get('annotator') or '-':<14} {escape('; '.join(f'{f}:{n}' for f, n in r.get('origins', [])))}"
                 for r in said["rows"]
             ),
         )
@@ -330,7 +362,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Paired comparison of runs on the rows that all of them were evaluated on, with intervals."""
-    from holdfast.evaluate.compare import compare as pair
+    from holdfast.evaluation.compare import compare as pair
 
     said = pair(runs)
     table = Table(

@@ -24,8 +24,8 @@ from holdfast.data.records import Judgement
 from holdfast.data.splits import Split, load_split, make_split
 from holdfast.data.views import Comparisons, comparisons, preferred
 from holdfast.errors import DataError, IntegrityError, RecipeError
-from holdfast.evaluate.shortcuts import BagOfWords, longer, plain_text, transcript
-from holdfast.evaluate.table import (
+from holdfast.evaluation.shortcuts import BagOfWords, longer, plain_text, transcript
+from holdfast.evaluation.table import (
     KL_SCORES,
     POLICY_SCORES,
     SCORES,
@@ -41,12 +41,12 @@ from holdfast.language.scratch import dataset_texts, make_model, train_tokenizer
 from holdfast.language.tokens import Tokens, decode_pieces, tokenise
 from holdfast.recipe import Recipe, bind, load_recipe
 from holdfast.report.page import write_report
-from holdfast.train.checkpoint import weights_digest
-from holdfast.train.determinism import deterministic, environment_digest
-from holdfast.train.fit import fit
-from holdfast.train.ledger import read_ledger
-from holdfast.train.objective import Rows
-from holdfast.train.replay import replay as recompute
+from holdfast.training.checkpoint import weights_digest
+from holdfast.training.determinism import deterministic, environment_digest
+from holdfast.training.fit import fit
+from holdfast.training.ledger import read_head
+from holdfast.training.objective import Rows
+from holdfast.training.replay import replay as recompute
 
 HELD_OUT = "held-out"  # the evaluation on the run's own held-out parts
 
@@ -81,7 +81,11 @@ class Prepared:
 
 
 def train(
-    recipe: Recipe | str | Path | Mapping[str, Any], out: str | Path, settings: Sequence[str] = (), quiet: bool = False
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    out: str | Path,
+    settings: Sequence[str] = (),
+    quiet: bool = False,
+    allow_environment_change: bool = False,
 ) -> Run:
     """Train what `recipe` says into the folder `out`; a folder that was interrupted goes on where its last checkpoint stands.
 
@@ -102,6 +106,7 @@ def train(
             held_out=prepared.held_out,
             on_final=lambda temporary: save_model(prepared.objective.model, prepared.tokenizer, temporary),
             quiet=quiet,
+            allow_environment_change=allow_environment_change,
         )
     if done.stopped != "interrupted" and not (folder / "evaluations" / HELD_OUT / "metrics.json").exists():
         evaluate(folder)
@@ -109,9 +114,9 @@ def train(
     return Run(folder, done.steps, done.ledger_head, done.weights_digest, done.stopped)
 
 
-def resume(run: str | Path, quiet: bool = False) -> Run:
+def resume(run: str | Path, quiet: bool = False, allow_environment_change: bool = False) -> Run:
     """Go on with an interrupted run. The bytes are those of a run that was never interrupted."""
-    return train(_recipe_of(Path(run)), run, quiet=quiet)
+    return train(_recipe_of(Path(run)), run, quiet=quiet, allow_environment_change=allow_environment_change)
 
 
 def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
@@ -269,7 +274,7 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
         facts = {
             "dataset_root": dataset.root,
             "split_digest": split.digest if on is None else None,
-            "ledger_head": read_ledger(folder / "ledger.jsonl")[0][-1]["hash"],
+            "ledger_head": read_head(folder),
             "weights_digest": weights_digest(model),
             "objective": recipe.objective,
             "left_out": _counts(left_out),

@@ -182,15 +182,18 @@ class Recipe(Table):
         return tomli_w.dumps(_drop_none(self.model_dump(mode="json")))
 
     def digest(self) -> str:
-        """SHA-256 of what the recipe says, less where things lie: a moved folder is the same recipe.
+        """SHA-256 of what the recipe says, less where things lie: a moved folder is the same recipe."""
+        return digest_of(tomllib.loads(self.to_toml()))
 
-        The dataset's root and the base model's digest, which the ledger commits to beside this digest, say what lay there.
-        """
-        said = self.model_dump(mode="json")
-        said["data"].pop("dataset")
-        said["data"].pop("root")
-        said["model"].pop("path")
-        return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+def digest_of(said: Mapping[str, Any]) -> str:
+    """The digest of a resolved recipe as it is written, so that a key which a later version adds does not change an old run's.
+
+    Paths are left out: the dataset's root and the base model's digest, which the ledger commits to beside this, say what lay there.
+    """
+    paths = {"data": ("dataset", "root"), "model": ("path",)}
+    kept = {t: {k: v for k, v in table.items() if k not in paths.get(t, ())} for t, table in said.items()}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], settings: Sequence[str] = ()) -> Recipe:

@@ -109,9 +109,7 @@ def _read_all(
             raise DataError(f"{name}: holds no rows")
 
 
-def _read_one(
-    file: str, path: Path, form: Format | None, mapping: dict[str, str], unjudged: bool
-) -> Iterator[ReadRow]:
+def _read_one(file: str, path: Path, form: Format | None, mapping: dict[str, str], unjudged: bool) -> Iterator[ReadRow]:
     rows = _raw_rows(file, path)
     settled = False
     at, breaks = 0, None

@@ -53,7 +53,9 @@ class Judgement:
     margin: float | None = None
     annotator: str | None = None
     annotator_kind: AnnotatorKind | None = None
-    shown: tuple[int, ...] | None = None  # shown[i]: the place (from 0) at which responses[i] was displayed, where known
+    shown: tuple[int, ...] | None = (
+        None  # shown[i]: the place (from 0) at which responses[i] was displayed, where known
+    )
     rubric: str | None = None
     category: str | None = None
     licence: str | None = None

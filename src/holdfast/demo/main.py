@@ -26,7 +26,7 @@ from holdfast.language.policy import load_base
 from holdfast.language.sample import sample
 from holdfast.recipe import Recipe, load_recipe
 from holdfast.report.page import write_report
-from holdfast.train.determinism import deterministic
+from holdfast.training.determinism import deterministic
 
 PROMPTS = 3000
 SAMPLED = {"test": 300, "ood": 200}  # prompts answered and scored by gold, at most

@@ -25,7 +25,7 @@ from holdfast.language.reference import Reference
 from holdfast.language.tokens import Tokens
 from holdfast.losses import LOSSES, dry_run, soft
 from holdfast.recipe import bind
-from holdfast.train.objective import Sums
+from holdfast.training.objective import Sums
 
 STEP_0_TOLERANCE = (
     1e-3  # largest |log-ratio| per token that float32 sums in another order may show before the first step

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from holdfast.errors import HoldfastError
-from holdfast.evaluate.table import Evaluation, read_evaluation
+from holdfast.evaluation.table import Evaluation, read_evaluation
 
 PART_ORDER = ("test", "validation", "ood", "train")
 

@@ -11,8 +11,8 @@ from holdfast.data.dataset import Dataset, open_dataset
 from holdfast.data.splits import load_split
 from holdfast.errors import DataError, HoldfastError
 from holdfast.recipe import load_recipe
-from holdfast.train.ledger import History, read_ledger
-from holdfast.train.order import read_rows
+from holdfast.training.ledger import History, read_ledger
+from holdfast.training.order import read_rows
 
 
 def trace_row(run: str | Path, prefix: str) -> dict[str, Any]:

@@ -21,13 +21,13 @@ import orjson
 
 from holdfast.data.merkle import merkle_root
 from holdfast.errors import IntegrityError
-from holdfast.train.determinism import derive
-from holdfast.train.ledger import sync_path, sync_tree
+from holdfast.training.determinism import derive
+from holdfast.training.ledger import sync_path, sync_tree
 
 if TYPE_CHECKING:
     import torch
 
-    from holdfast.train.objective import Objective
+    from holdfast.training.objective import Objective
 
 FORMAT = "holdfast-checkpoint/1"
 _CHUNK = 1 << 22

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from holdfast.data.merkle import merkle_root
 from holdfast.errors import IntegrityError, RecipeError
 from holdfast.recipe import TrainTable
-from holdfast.train.determinism import derive
-from holdfast.train.objective import Rows
+from holdfast.training.determinism import derive
+from holdfast.training.objective import Rows
 
 
 def total_steps(settings: TrainTable, n_rows: int) -> int:

@@ -29,7 +29,7 @@ import torch
 from holdfast.data.offline import offline
 from holdfast.errors import HoldfastError, IntegrityError, RecipeError
 from holdfast.recipe import RunTable, TrainTable
-from holdfast.train.checkpoint import (
+from holdfast.training.checkpoint import (
     file_digests,
     file_sha256,
     fingerprint,
@@ -41,11 +41,11 @@ from holdfast.train.checkpoint import (
     weights_digest,
     write_checkpoint,
 )
-from holdfast.train.determinism import derive, deterministic, environment
-from holdfast.train.ledger import FORMAT, Entry, History, Ledger, differences, exact, read_ledger, rewrite, sync_tree
-from holdfast.train.objective import Objective, Rows
-from holdfast.train.order import Order, mix, read_rows, rows_root, total_steps, write_rows
-from holdfast.train.progress import Progress
+from holdfast.training.determinism import derive, deterministic, environment
+from holdfast.training.ledger import FORMAT, Entry, History, Ledger, differences, exact, read_ledger, rewrite, sync_tree
+from holdfast.training.objective import Objective, Rows
+from holdfast.training.order import Order, mix, read_rows, rows_root, total_steps, write_rows
+from holdfast.training.progress import Progress
 
 
 @dataclass(frozen=True)

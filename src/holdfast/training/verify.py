@@ -6,21 +6,23 @@ docs/ledger.md.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
+import tomli_w
 
 from holdfast.data.dataset import Dataset, Problem, open_dataset, verify_dataset
 from holdfast.data.splits import load_split, verify_split
 from holdfast.errors import DataError, HoldfastError, IntegrityError
-from holdfast.recipe import Recipe, load_recipe
-from holdfast.train.checkpoint import file_digests, file_sha256, tensors_root
-from holdfast.train.ledger import FORMAT, Entry, History, check_chain, differences, exact, split_lines
-from holdfast.train.objective import Rows
-from holdfast.train.order import Order, read_rows, rows_root
+from holdfast.recipe import Recipe, digest_of, load_recipe
+from holdfast.training.checkpoint import file_digests, file_sha256, tensors_root
+from holdfast.training.ledger import FORMAT, Entry, History, check_chain, differences, exact, split_lines
+from holdfast.training.objective import Rows
+from holdfast.training.order import Order, read_rows, rows_root
 
 _LISTED = 20  # problems of one kind that are listed before the rest is only counted
 
@@ -39,18 +41,13 @@ class Verified:
         self.problems.append(Problem(what, where, str(found), str(expected)))
 
 
-def verify(path: str | Path, head: str | None = None) -> list[Problem]:
-    """The problems of a run folder or of a dataset folder; none: it holds. `head` is the run's ledger head as it was
-    published.
-
-    Raises DataError when the folder is neither.
-    """
-    folder = Path(path)
-    if (folder / "manifest.json").is_file() and not (folder / "ledger.jsonl").exists():
-        if head is not None:
-            raise DataError(f"{folder} is a dataset; a ledger head is a run's")
-        return verify_dataset(folder)
-    return verify_run(folder, head).problems
+def verify_dataset_folder(folder: Path, head: str | None = None) -> Verified | None:
+    """What was found in a dataset folder; None where the folder is not one. Raises DataError for a `head`, which only a run has."""
+    if not (folder / "manifest.json").is_file() or (folder / "ledger.jsonl").exists():
+        return None
+    if head is not None:
+        raise DataError(f"{folder} is a dataset; a ledger head is a run's")
+    return Verified(verify_dataset(folder))
 
 
 def verify_run(folder: Path, head: str | None = None) -> Verified:
@@ -141,13 +138,12 @@ def _check_recipe(folder: Path, opened: Entry, found: Verified) -> Recipe | None
             "the recipe cannot be read", path.name, str(problem).splitlines()[0], f"digest {opened['facts']['recipe']}"
         )
         return None
-    if recipe.digest() != opened["facts"]["recipe"]:
+    digest = digest_of(tomllib.loads(text))
+    if digest != opened["facts"]["recipe"]:
         at = [name for name, _, _ in _against_recipe(recipe, opened)]
         where = path.name + (f" ({', '.join(at)})" if at else "")
-        found.say(
-            "the recipe is another than the run was trained with", where, recipe.digest(), opened["facts"]["recipe"]
-        )
-    elif text != (written := recipe.to_toml()):
+        found.say("the recipe is another than the run was trained with", where, digest, opened["facts"]["recipe"])
+    elif text != (written := tomli_w.dumps(tomllib.loads(text))):
         for n, (a, b) in enumerate(zip([*text.splitlines(), ""], [*written.splitlines(), ""], strict=False), 1):
             if a != b or n > min(text.count("\n"), written.count("\n")):
                 found.say(

@@ -13,11 +13,11 @@ import torch
 from holdfast.data.offline import offline
 from holdfast.errors import DataError
 from holdfast.recipe import RunTable, TrainTable
-from holdfast.train.checkpoint import intact, load_checkpoint, trained_state, weights_digest
-from holdfast.train.determinism import derive, deterministic, environment
-from holdfast.train.fit import Trainer, held_out_rows, open_record
-from holdfast.train.ledger import Entry, History, differences, exact, read_ledger
-from holdfast.train.objective import Objective, Rows
+from holdfast.training.checkpoint import intact, load_checkpoint, trained_state, weights_digest
+from holdfast.training.determinism import derive, deterministic, environment
+from holdfast.training.fit import Trainer, held_out_rows, open_record
+from holdfast.training.ledger import Entry, History, differences, exact, read_ledger
+from holdfast.training.objective import Objective, Rows
 
 
 def replay(

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from holdfast.data.dataset import Problem
 from holdfast.errors import DataError, IntegrityError
-from holdfast.evaluate.figures import figures
+from holdfast.evaluation.figures import figures
 
 if TYPE_CHECKING:
     from holdfast.data.dataset import Dataset

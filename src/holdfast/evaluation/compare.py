@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from holdfast.errors import DataError
-from holdfast.evaluate.figures import LEVEL, resample
-from holdfast.evaluate.table import Evaluation, read_evaluation
+from holdfast.evaluation.figures import LEVEL, resample
+from holdfast.evaluation.table import Evaluation, read_evaluation
 
 
 def compare(runs: Sequence[str | Path], *, bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""What a stranger asks of a folder: does everything in it hash to what it says? Needs no model code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from holdfast.data.dataset import Problem
+from holdfast.evaluation.table import verify_evaluation
+from holdfast.training.verify import Verified, verify_dataset_folder, verify_run
+
+
+def verify(path: str | Path, head: str | None = None) -> list[Problem]:
+    """The problems of a run folder or of a dataset folder; none: it holds.
+
+    head: the run's ledger head as it was published, which also shows a ledger that was cut short or made anew.
+    Raises DataError when the folder is neither.
+    """
+    return verified(path, head).problems
+
+
+def verified(path: str | Path, head: str | None = None) -> Verified:
+    """`verify` with notes: what could not be checked, and what is worth knowing. Evaluations are recomputed from their tables."""
+    folder = Path(path)
+    dataset = verify_dataset_folder(folder, head)
+    if dataset is not None:
+        return dataset
+    found = verify_run(folder, head)
+    for run in (folder, folder / "base"):
+        for evaluation in sorted((run / "evaluations").glob("*")):
+            if evaluation.is_dir():
+                problems = verify_evaluation(evaluation)
+                found.problems += [replace(p, where=p.where.replace(f"{folder}/", "", 1)) for p in problems]
+    return found
