@@ -451,6 +451,10 @@ def test_f_dpo_pulls_a_lost_winner_back():
     found.sum().backward()
     assert (r_w.grad < 0).all() and (found[1:] > found[:-1]).all()
     assert float(r_w.grad[0]) == pytest.approx(float(r_w.grad[1]), rel=0.01)
+    # the tangent at 30 is e^30 (x - 29): twice e^30 at 31, and -log sigma(-x) is x this far out
+    assert float(found[1]) == pytest.approx(0.1 * exp(30) * 1.001, rel=1e-9)
+    at_31 = LOSSES["f_dpo"](torch.tensor([-31.0]).double(), torch.tensor([0.0]).double(), divergence="forward_kl")
+    assert float(at_31) == pytest.approx(0.1 * 2 * exp(30), rel=1e-9)
 
 
 def test_dr_dpo_repeats_one_value_for_the_batch():
