@@ -23,14 +23,14 @@ demo: setup  ## the whole main job on the built-in world, under five minutes
 	$(BIN)/holdfast demo -o demo-out
 
 test: setup  ## every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: setup  ## format, lint, types, import contracts, fast tests: under a minute
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 bars: setup  ## measure every bar of the project (about an hour)
 	$(BIN)/python bench/bars.py all
