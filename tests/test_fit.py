@@ -39,6 +39,7 @@ def lines(path: Path) -> list[dict]:
     [
         ({"schedule": "constant"}, [1, 1, 1, 1, 1, 1, 1, 1]),
         ({"schedule": "constant", "warmup": 3}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ({"schedule": "constant", "warmup": 0.3}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
         ({"schedule": "linear"}, [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
         ({"schedule": "linear", "warmup": 4, "lr_end": 0.2}, [0.2, 0.4, 0.6, 0.8, 1, 0.8, 0.6, 0.4]),
         ({"schedule": "cosine", "warmup": 4}, [0.2, 0.4, 0.6, 0.8, 1, (1 + 2**-0.5) / 2, 0.5, (1 - 2**-0.5) / 2]),

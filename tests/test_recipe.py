@@ -59,6 +59,7 @@ def test_every_problem_is_listed_at_once():
         (["model.hub=a/b"], "exactly one of path, hub, scratch; given: path, hub"),
         (["model.revision=main"], "revision goes with hub"),
         (["data.split.test=0.6", "data.split.validation=0.5"], "nothing is left to train on"),
+        (["train.warmup=1.5"], "warmup 1.5 is neither whole steps nor a share below 1"),
         (["train.lr"], "key=value"),
         (["data.dataset.x=1"], "'dataset' is a value"),
     ],

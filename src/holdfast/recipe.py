@@ -77,7 +77,7 @@ class TrainTable(Table):
     steps: Positive | None = Field(None, description="how long; or say epochs (default: one)")
     epochs: float | None = Field(None, gt=0)
     lr: float = Field(1e-5, gt=0, description="the largest learning rate")
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    warmup: int | float = Field(0, ge=0, description="steps of linear warm-up; below 1: a share of all steps")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after the warm-up")
     lr_end: float = Field(0.0, ge=0, description="the schedule's last rate, as a share of lr")
     weight_decay: float = Field(0.0, ge=0, description="of matrices; not of norms and biases")
@@ -95,6 +95,8 @@ class TrainTable(Table):
     def _consistent(self) -> TrainTable:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs both say how long to train; give one")
+        if isinstance(self.warmup, float) and self.warmup >= 1:
+            raise ValueError(f"warmup {self.warmup:g} is neither whole steps nor a share below 1")
         if self.stop_on is not None and self.eval_every is None:
             raise ValueError("stop_on needs eval_every: the figure to stop on must be measured")
         if self.micro_batch is not None and self.micro_batch > self.batch:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,12 +61,18 @@ class Fitted:
     stopped: Literal["finished", "early", "interrupted"]
 
 
+def warmup_steps(settings: TrainTable, total: int) -> int:
+    """The steps of warm-up in a run of `total`: `warmup`, or that share of all steps, rounded up."""
+    w = settings.warmup
+    return w if isinstance(w, int) else math.ceil(Fraction(repr(w)) * total)
+
+
 def learning_rate(settings: TrainTable, step: int, total: int) -> float:
     """The rate of step `step` (from 1) of `total`: linear warm-up over the first `warmup` steps, the full rate at the
     step after, then the schedule down to `lr * lr_end`, which it reaches as the run ends. No step has the rate 0 unless
     lr_end is 0 and the run is over.
     """
-    w = settings.warmup
+    w = warmup_steps(settings, total)
     if step <= w:
         return settings.lr * step / (w + 1)
     done = (step - 1 - w) / (total - w)
@@ -85,7 +92,7 @@ class Trainer:
         self.objective, self.rows, self.settings, self.run = objective, rows, settings, run
         self.total = total_steps(settings, len(rows))
         self.order = Order(rows, run.seed, settings.per_prompt, settings.batch)
-        if settings.warmup >= self.total:
+        if warmup_steps(settings, self.total) >= self.total:
             raise RecipeError(
                 f"[train] warmup {settings.warmup} is not shorter than the run of {self.total} steps: the full rate is never reached"
             )
