@@ -43,7 +43,7 @@ def scored(tmp_path: Path):
     n = len(row)
     comparisons = SimpleNamespace(
         row=np.array(row), a=np.array(a, np.int32), b=np.array(b, np.int32), prompt=ds.prompt_of[row],
-        p=np.ones(n), weight=np.array(weight),
+        p=np.ones(n), weight=np.array(weight), from_a=np.array(row), from_b=np.array(row),
     )  # fmt: skip
     rng = np.random.default_rng(0)
     scores = {

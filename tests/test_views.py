@@ -72,7 +72,7 @@ def test_comparisons(ds: Dataset) -> None:
         assert [e[:2] for e in sorted(found[n])] == [e[:2] for e in sorted(expected[n])]
         np.testing.assert_allclose([e[2:] for e in sorted(found[n])], [e[2:] for e in sorted(expected[n])])
     assert [number[r] for r, _ in view.left_out] == [6, 7, 8]
-    assert [why for _, why in view.left_out] == ["a score alone makes no comparison"] + [
+    assert [why for _, why in view.left_out] == ["the only score of its prompt by this annotator"] + [
         "a label alone makes no comparison"
     ] * 2
     assert (view.prompt == ds.prompt_of[view.row]).all() and len(view) == 14

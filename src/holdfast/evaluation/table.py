@@ -86,7 +86,7 @@ def evaluation_table(
         raise DataError(f"judgement {ds.row_id(stray)} is in none of the parts {names}")
 
     # Where in its judgement's list of responses does each side of a comparison stand? Response indices differ within a
-    # judgement, so (judgement, response) is a key.
+    # judgement, so (judgement, response) is a key. (Scores are judgements of one response each.)
     offsets = np.asarray(ds.responses_of.offsets, np.int64)
     flat = np.asarray(ds.responses_of.flat, np.int64)
     judgement_of_flat = np.repeat(np.arange(ds.n_judgements, dtype=np.int64), np.diff(offsets))
@@ -94,10 +94,10 @@ def evaluation_table(
     key = judgement_of_flat * span + flat
     by_key = np.argsort(key, kind="stable")
 
-    def place(response: np.ndarray) -> np.ndarray:
-        return by_key[np.searchsorted(key[by_key], row.astype(np.int64) * span + response)]
+    def place(judgement: np.ndarray, response: np.ndarray) -> np.ndarray:
+        return by_key[np.searchsorted(key[by_key], judgement.astype(np.int64) * span + response.astype(np.int64))]
 
-    at_a, at_b = place(np.asarray(comparisons.a, np.int64)), place(np.asarray(comparisons.b, np.int64))
+    at_a, at_b = place(comparisons.from_a, comparisons.a), place(comparisons.from_b, comparisons.b)
     judgements, prompt_ids, response_ids = ds.judgements, ds.prompt_ids, ds.response_ids
     sources_of = judgements["sources"].to_pylist()
     sources = [s for own, size in zip(sources_of, np.diff(offsets), strict=True) for s in (own or [None] * int(size))]
