@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from holdfast.language.logprob import Head, chunk_tokens, token_kl, token_logps
+from holdfast.language.logprob import Head, chunk_tokens, kl_from, token_kl, token_logps, token_squares
 
 HEADS = {
     "plain": dict(),
@@ -137,3 +137,32 @@ def test_kl_by_hand_and_against_torch():
     a, b = torch.randn(9, 6, dtype=torch.float64), torch.randn(9, 6, dtype=torch.float64)
     expected = torch.nn.functional.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="none")
     torch.testing.assert_close(token_kl(lambda s: a[s], lambda s: b[s], 9, 2), expected.sum(-1))
+
+
+def test_log_sum_of_squares_by_hand():
+    p = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    got = token_squares(lambda part: p.log()[part] + 3.0, 2, 1)
+    torch.testing.assert_close(got, torch.tensor([0.0625 + 0.5625, 0.5]).log())
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_kl_from_a_reference_has_torchs_value_and_gradient(kind):
+    """Against autograd through full logits, in float64, with every kind of head; and nothing larger than a chunk."""
+    hidden, head, _ = _make(23, 5, 11, torch.float64, **HEADS[kind])
+    theirs = torch.randn(23, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    leaves = [t for t in (hidden, head.weight, head.bias) if t is not None]
+    some = torch.linspace(-1, 2, 23, dtype=torch.float64)
+    got = kl_from(lambda part: theirs[part], hidden, head, 4)
+    grads = torch.autograd.grad((got * some).sum(), leaves)
+    logq = theirs.log_softmax(-1)
+    expected = (logq.exp() * (logq - head.logits(hidden).log_softmax(-1))).sum(-1)
+    torch.testing.assert_close(got, expected)
+    for mine, own in zip(grads, torch.autograd.grad((expected * some).sum(), leaves), strict=True):
+        torch.testing.assert_close(mine, own)
+
+
+def test_kl_from_makes_no_tensor_larger_than_a_chunk_of_logits():
+    hidden, head, _ = _make(200, 4, 1000, torch.float32)
+    with _Largest() as watch:
+        kl_from(lambda part: head.logits(hidden.detach()[part]).detach() / 2, hidden, head, 10).sum().backward()
+    assert watch.largest == 10 * 1000

@@ -144,5 +144,82 @@ def token_kl(logits: Logits, reference: Logits, n: int, chunk: int) -> torch.Ten
     return torch.cat(out)
 
 
+@torch.no_grad()
+def token_squares(logits: Logits, n: int, chunk: int) -> torch.Tensor:
+    """log sum_v pi(v)^2 at each of n positions, (N,): the log-probability that two draws agree; without gradient."""
+    out = []
+    for part in _parts(n, chunk):
+        z_CV = logits(part)
+        out.append((2 * z_CV).logsumexp(-1) - 2 * z_CV.logsumexp(-1))
+    return torch.cat(out)
+
+
+def kl_from(reference: Logits, hidden_NH: torch.Tensor, head: Head, chunk: int | None = None) -> torch.Tensor:
+    """KL(ref || pi) = sum_v ref(v) (log ref(v) - log pi(v)) at each position, (N,) fp32 (fp64 for fp64), pi = softmax of
+    head(hidden).
+
+    Differentiable in hidden, weight and bias, once; `reference(part)` gives (C, V) logits without gradient. Chunk by
+    chunk, the logits of both made again in the backward.
+    """
+    chunk = chunk or chunk_tokens(len(head.weight))
+    return _KLFrom.apply(hidden_NH, head.weight, head.bias, reference, head.scale, head.softcap, chunk)
+
+
+class _KLFrom(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        reference: Logits,
+        scale: float,
+        softcap: float | None,
+        chunk: int,
+    ) -> torch.Tensor:
+        head = Head(weight_VH, bias_V, scale, softcap)
+        kl = []
+        for part in _parts(len(hidden_NH), chunk):
+            logq_CV = reference(part).log_softmax(-1)
+            kl.append((logq_CV.exp() * (logq_CV - head.logits(hidden_NH[part]).log_softmax(-1))).sum(-1))
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V)
+        ctx.settings = (reference, scale, softcap, chunk)
+        return torch.cat(kl)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_NH, weight_VH, bias_V = ctx.saved_tensors
+        reference, scale, softcap, chunk = ctx.settings
+        head = Head(weight_VH, bias_V, scale, softcap)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wide = grad_N.dtype
+        hidden_grad = torch.empty_like(hidden_NH) if wants_hidden else None
+        weight_grad = torch.zeros_like(weight_VH, dtype=wide) if wants_weight else None
+        bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
+        for part in _parts(len(hidden_NH), chunk):  # d KL / d z = pi - ref, bent by a softcap
+            z_CV = head.logits(hidden_NH[part])
+            d_CV = z_CV.softmax(-1) - reference(part).softmax(-1).to(wide)
+            if softcap is not None:
+                d_CV *= 1 - (z_CV / softcap) ** 2
+            d_CV *= (grad_N[part] * scale)[:, None]
+            narrow_CV = d_CV.to(weight_VH.dtype)
+            if hidden_grad is not None:
+                hidden_grad[part] = narrow_CV @ weight_VH
+            if weight_grad is not None:
+                weight_grad += narrow_CV.T @ hidden_NH[part]
+            if bias_grad is not None:
+                bias_grad += d_CV.sum(0)
+        return (
+            hidden_grad,
+            None if weight_grad is None else weight_grad.to(weight_VH.dtype),
+            None if bias_grad is None or bias_V is None else bias_grad.to(bias_V.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
 def _parts(n: int, chunk: int) -> Iterator[slice]:
     return (slice(start, min(start + chunk, n)) for start in range(0, n, chunk))

@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,13 +37,24 @@ TRIAL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 @dataclass(frozen=True)
 class Logps:
     """Log-probabilities of a batch's responses. token_N: per token; owner_N: whose; sum_R: per response, fp32;
-    length_R: its tokens.
+    length_R: its tokens. Where asked for, at each token's prediction: squares_N, log sum_v pi(v)^2, without graph;
+    kl_N, KL(reference || policy), with graph.
     """
 
     token_N: torch.Tensor
     owner_N: torch.Tensor
     sum_R: torch.Tensor
     length_R: torch.Tensor
+    squares_N: torch.Tensor | None = None
+    kl_N: torch.Tensor | None = None
+
+    def sums(self, value_N: torch.Tensor) -> torch.Tensor:
+        """(R,): a token quantity added up per response; in fp64 and rounded once, so that a sum does not hang on the
+        order of its terms.
+        """
+        total_R = torch.zeros(len(self.length_R), dtype=torch.float64, device=value_N.device)
+        total_R = total_R.index_add(0, self.owner_N, value_N.double())
+        return total_R.to(torch.promote_types(torch.float32, value_N.dtype))
 
 
 @dataclass(frozen=True)
@@ -195,33 +206,53 @@ class Policy(_Network):
         self._form: tuple[float, float | None] | None = None
         super().__init__(model, compute, chunk)
 
-    def logps(self, batch: Batch) -> Logps:
+    def logps(self, batch: Batch, *, squares: bool = False, kl_from: Policy | None = None) -> Logps:
         """Log-probabilities of the response tokens. Differentiable. Packed: chunked head; padded: plain logits and
         log-softmax.
+
+        squares, kl_from: with `squares_N`, and with `kl_N` from this reference policy, out of the same forward.
         """
+        theirs = None
+        if kl_from is not None:
+            self._same_vocabulary(kl_from)
+            with torch.no_grad():
+                theirs = kl_from._logits(batch)
+        n = len(batch.target_N)
+        squares_N = kl_N = None
         if isinstance(batch, Packed):
-            hidden_NH = self._hidden(batch).index_select(0, batch.source_N)
-            token_N = token_logps(hidden_NH, self._head(), batch.target_N, self.chunk)
+            hidden_NH, head = self._hidden(batch).index_select(0, batch.source_N), self._head()
+            chunk = self.chunk or logprob.chunk_tokens(len(head.weight))
+            token_N = token_logps(hidden_NH, head, batch.target_N, chunk)
+            if squares:
+                squares_N = logprob.token_squares(lambda part: head.logits(hidden_NH[part]), n, chunk)
+            if theirs is not None:
+                kl_N = logprob.kl_from(theirs, hidden_NH, head, chunk)
         else:
-            logits_NV = self._plain_logits(batch)
-            token_N = logits_NV.log_softmax(-1).gather(1, batch.target_N[:, None])[:, 0]
-        # Added in fp64 and rounded once, so that a sum does not hang on the order of its terms.
-        sum_R = torch.zeros(len(batch.length_R), dtype=torch.float64, device=token_N.device)
-        sum_R = sum_R.index_add(0, batch.owner_N, token_N.double()).to(
-            torch.promote_types(torch.float32, token_N.dtype)
-        )
-        return Logps(token_N, batch.owner_N, sum_R, batch.length_R)
+            logp_NV = self._plain_logits(batch).log_softmax(-1)
+            token_N = logp_NV.gather(1, batch.target_N[:, None])[:, 0]
+            if squares:
+                squares_N = (2 * logp_NV.detach()).logsumexp(-1)
+            if theirs is not None:
+                with torch.no_grad():
+                    logq_NV = theirs(slice(0, n)).log_softmax(-1)
+                kl_N = (logq_NV.exp() * (logq_NV - logp_NV)).sum(-1)
+        out = Logps(token_N, batch.owner_N, token_N, batch.length_R, squares_N, kl_N)
+        return replace(out, sum_R=out.sums(token_N))
+
+    def _same_vocabulary(self, reference: Policy) -> int:
+        vocab = [p.model.get_output_embeddings().weight.shape[0] for p in (self, reference)]
+        if vocab[0] != vocab[1]:
+            raise HoldfastError(f"KL needs one vocabulary: the policy has {vocab[0]} ids, the reference {vocab[1]}")
+        return vocab[0]
 
     @torch.no_grad()
     def token_kl(self, batch: Batch, reference: Policy) -> torch.Tensor:
         """KL(policy || reference) in nats at each response token's prediction, (N,), over the whole vocabulary. No
         gradient.
         """
+        vocabulary = self._same_vocabulary(reference)
         mine, theirs = self._logits(batch), reference._logits(batch)
-        vocab = [p.model.get_output_embeddings().weight.shape[0] for p in (self, reference)]
-        if vocab[0] != vocab[1]:
-            raise HoldfastError(f"KL needs one vocabulary: the policy has {vocab[0]} ids, the reference {vocab[1]}")
-        return logprob.token_kl(mine, theirs, len(batch.target_N), self.chunk or logprob.chunk_tokens(vocab[0]))
+        return logprob.token_kl(mine, theirs, len(batch.target_N), self.chunk or logprob.chunk_tokens(vocabulary))
 
     def _logits(self, batch: Batch) -> Callable[[slice], torch.Tensor]:
         if isinstance(batch, Packed):
