@@ -13,7 +13,7 @@ from holdfast.errors import IntegrityError, RecipeError
 from holdfast.language.objectives import Preference, Reward, Sft, needs_reference, pair_losses
 from holdfast.language.planning import by_prompt
 from holdfast.language.policy import Policy, RewardModel
-from holdfast.language.reference import Reference, reference_logps
+from holdfast.language.reference import Cached, reference_logps
 from holdfast.language.scratch import dataset_texts, make_model, train_tokenizer
 from holdfast.language.tokens import tokenise
 from holdfast.recipe import ScratchTable, TextTable
@@ -205,7 +205,7 @@ def test_unknown_keys_and_values_out_of_range_are_errors_before_anything_is_comp
     ds, rows, tokenizer, tokens = world
     view = comparisons(ds, rows)
     policy = Policy(model_of(tokenizer))
-    nothing = Reference(tokens.responses, "", "")
+    nothing = Cached(tokens.responses, "", "")
     for table, words in [({"bta": 1}, "unknown key 'bta'; did you mean 'beta'"), ({"beta": -1.0}, "beta")]:
         with pytest.raises(RecipeError, match=words):
             Preference(policy, tokens, view, nothing, loss="dpo", table=table, micro_batch=8)

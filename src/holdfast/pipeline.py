@@ -33,13 +33,24 @@ from holdfast.evaluation.table import (
     evaluation_table,
     write_evaluation,
 )
+from holdfast.language.adapters import is_adapted
 from holdfast.language.objectives import Preference, Reward, Sft, needs_reference, pair_losses
 from holdfast.language.planning import by_prompt
 from holdfast.language.policy import Policy, RewardModel, load_base, save_model
-from holdfast.language.reference import Group, Reference, reference_logps
+from holdfast.language.reference import (
+    Group,
+    Live,
+    Moving,
+    Reference,
+    choose,
+    frozen,
+    reference_logps,
+    without_adapter,
+)
 from holdfast.language.scratch import dataset_texts, make_model, train_tokenizer
-from holdfast.language.tokens import Tokens, decode_pieces, tokenise
-from holdfast.recipe import Recipe, bind, load_recipe
+from holdfast.language.tokens import Tokens, decode_pieces, tokenise, tokenizer_digest
+from holdfast.losses import LOSSES
+from holdfast.recipe import Recipe, ReferenceTable, bind, load_recipe
 from holdfast.report.page import write_report
 from holdfast.training.checkpoint import weights_digest
 from holdfast.training.determinism import deterministic, environment_digest
@@ -168,7 +179,9 @@ def _base(
         return make_model(scratch, tokenizer, recipe.run.seed), tokenizer
     if scratch is not None:
         train(
-            recipe.model_copy(update={"objective": {"kind": "sft"}, "train": scratch.train}),
+            recipe.model_copy(
+                update={"objective": {"kind": "sft"}, "train": scratch.train, "reference": None, "adapter": None}
+            ),
             folder / "base",
             quiet=quiet,
         )
@@ -197,13 +210,15 @@ def _objective(
     model.to(recipe.run.device, getattr(torch, recipe.run.dtype))
     if kind == "sft":
         bind(lambda: None, table, "[objective] of sft")
+        _reference_kind(recipe, kind)
         return Sft(Policy(model, recipe.model.compute), tokens, view, micro)
     if kind == "reward":
+        _reference_kind(recipe, kind)
         scorer = RewardModel.on(model, tokenizer, seed=recipe.run.seed, compute=recipe.model.compute)
         return Reward(scorer, tokens, view, table=table, micro_batch=micro)
     if kind in pair_losses():
         policy = Policy(model, recipe.model.compute)
-        reference = _reference(policy, base, tokens, _groups(view), recipe) if needs_reference(kind) else None
+        reference = _reference(recipe, kind, policy, base, tokens, _groups(view))
         return Preference(policy, tokens, view, reference, loss=kind, table=table, micro_batch=micro)
     raise RecipeError(f"[objective] kind = {kind!r} is unknown (known: sft, reward, {', '.join(pair_losses())})")
 
@@ -212,8 +227,56 @@ def _groups(view: Comparisons) -> Sequence[Group]:
     return by_prompt(np.repeat(view.prompt, 2).tolist(), np.stack([view.a, view.b], axis=1).ravel().tolist())
 
 
-def _reference(policy: Policy, base: str, tokens: Tokens, groups: Sequence[Group], recipe: Recipe) -> Reference:
-    return reference_logps(policy, base, tokens, groups, environment_digest(recipe.run))
+def _reference_kind(recipe: Recipe, loss: str) -> str:
+    """Which reference a run of this loss has. RecipeError where [reference] says one that it cannot use."""
+    return choose(
+        recipe.reference,
+        loss,
+        ratio=loss in LOSSES and LOSSES[loss].needs_reference,
+        distribution=loss in LOSSES and any(name.startswith("kl_") for name in LOSSES[loss].needs),
+        adapter=recipe.adapter is not None,
+    )
+
+
+def _reference(
+    recipe: Recipe, loss: str, policy: Policy, base: str, tokens: Tokens, groups: Sequence[Group]
+) -> Reference | None:
+    """The reference of a run that is about to start: `policy` is still what training starts from, on the base `base`."""
+    kind, table = _reference_kind(recipe, loss), recipe.reference
+    if kind == "none":
+        return None
+    if kind == "moving":
+        assert table is not None and table.tau is not None
+        return Moving(policy, base, alpha=table.alpha or 1.0, tau=table.tau)
+    adapted = is_adapted(policy.model)
+    if kind == "adapter-off":
+        return Live(without_adapter(policy), base, kind=kind)
+    if table is not None and (table.path or table.hub):
+        other, weights = _other_reference(table, recipe, tokens)
+        if kind == "frozen" and other.compute != policy.compute:
+            raise RecipeError(
+                f"[reference] kind = 'frozen' shares its batches with the policy, which is computed {policy.compute}; the reference cannot "
+                f"({other.why}): set model.compute = 'padded', or take kind = 'cached'"
+            )
+    else:
+        other, weights = (without_adapter(policy) if adapted else frozen(policy) if kind == "frozen" else policy), base
+    if kind == "frozen":
+        return Live(other, weights, weights == base)
+    environment = environment_digest(recipe.run)
+    return reference_logps(other, weights, tokens, groups, environment, is_start=weights == base)
+
+
+def _other_reference(table: ReferenceTable, recipe: Recipe, tokens: Tokens) -> tuple[Policy, str]:
+    """The policy that [reference] names by path or hub, and its weights digest. Its tokens must be the policy's."""
+    name = str(table.path or table.hub)
+    model, tokenizer = load_base(name, hub=table.hub is not None, revision=table.revision)
+    weights = weights_digest(model)
+    if tokenizer_digest(tokenizer) != tokens.facts["tokenizer"]:
+        raise RecipeError(
+            f"[reference] {name} has another tokenizer than the model: log-probabilities of other tokens cannot be compared"
+        )
+    model.to(recipe.run.device, getattr(torch, recipe.run.dtype)).requires_grad_(False).eval()
+    return Policy(model, recipe.model.compute), weights
 
 
 def replay(run: str | Path, first: int, last: int) -> dict[str, Any]:
@@ -317,9 +380,14 @@ def _scorer(
         ), None
     if not needs_reference(kind):
         return Preference(policy, tokens, view, None, loss=kind, table=table, micro_batch=micro), None
-    base, _ = _start(recipe, folder)
-    reference = Policy(base.to(recipe.run.device, getattr(torch, recipe.run.dtype)), recipe.model.compute)
-    artefact = _reference(reference, weights_digest(base), tokens, groups, recipe)
+    table_of = recipe.reference
+    if table_of is not None and (table_of.path or table_of.hub):
+        reference, weights = _other_reference(table_of, recipe, tokens)
+    else:  # also where the reference moved: what a run has learnt is told from where it began
+        base, _ = _start(recipe, folder)
+        weights = weights_digest(base)
+        reference = Policy(base.to(recipe.run.device, getattr(torch, recipe.run.dtype)), recipe.model.compute)
+    artefact = reference_logps(reference, weights, tokens, groups, environment_digest(recipe.run))
     return Preference(policy, tokens, view, artefact, loss=kind, table=table, micro_batch=micro), reference
 
 
@@ -422,10 +490,12 @@ def _write_recipe(recipe: Recipe, folder: Path) -> None:
             raise RecipeError(f"{folder} holds a run of another recipe; choose another folder with -o, or delete it")
         return
     data = recipe.data.model_copy(update={"dataset": str(Path(recipe.data.dataset).resolve())})
-    path = recipe.model.path
-    model = recipe.model.model_copy(update={"path": str(Path(path).resolve()) if path else None})
+    full: dict[str, Any] = {"data": data}
+    for name, table in (("model", recipe.model), ("reference", recipe.reference)):
+        if table is not None and table.path is not None:
+            full[name] = table.model_copy(update={"path": str(Path(table.path).resolve())})
     temporary = written.with_suffix(".tmp")
-    temporary.write_text(recipe.model_copy(update={"data": data, "model": model}).to_toml(), encoding="utf-8")
+    temporary.write_text(recipe.model_copy(update=full).to_toml(), encoding="utf-8")
     temporary.replace(written)
 
 

@@ -146,6 +146,36 @@ class ModelTable(Table):
         return self
 
 
+class ReferenceTable(Table):
+    """[reference]: what log-ratios are taken to. Left out, a run has what its loss needs: none, the cached base, or a frozen copy of it."""
+
+    kind: Literal["cached", "frozen", "adapter-off", "none", "moving"] | None = Field(
+        None,
+        description="numbers computed once; a second copy in memory; the base under the adapter; none; or one that follows the policy",
+    )
+    path: str | None = Field(None, description="another model than the base: its folder, or a run's (cached, frozen)")
+    hub: str | None = Field(None, description="the same by owner/name; needs a network")
+    revision: str | None = Field(None, description="of the hub's model")
+    alpha: float | None = Field(
+        None, gt=0, le=1, description="moving: the policy's share in an update; 1 (default) replaces it"
+    )
+    tau: Positive | None = Field(None, description="moving: optimiser steps between updates")
+
+    @model_validator(mode="after")
+    def _of_this_kind(self) -> ReferenceTable:
+        if self.path is not None and self.hub is not None:
+            raise ValueError("path and hub both name the reference; give one")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision goes with hub")
+        if (self.path or self.hub) and self.kind not in (None, "cached", "frozen"):
+            raise ValueError(f"kind = {self.kind!r} starts from the base: path and hub go with 'cached' and 'frozen'")
+        if self.kind == "moving" and self.tau is None:
+            raise ValueError("kind = 'moving' needs tau, the optimiser steps between updates")
+        if self.kind != "moving" and (self.alpha is not None or self.tau is not None):
+            raise ValueError("alpha and tau go with kind = 'moving'")
+        return self
+
+
 class TextTable(Table):
     """[text]: how text becomes tokens. What happens to a row that is too long is the user's choice; `refuse` stops and counts them."""
 
@@ -163,28 +193,41 @@ class EvaluateTable(Table):
     examples: int = Field(8, ge=0, description="comparisons shown with each token's contribution")
 
 
+class TrackTable(Table):
+    """[track]: where figures are shown beside the run's own report, under TRL's names. It makes no other run: no digest has it."""
+
+    to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="written when the run ends, each by its own library: tensorboard, wandb, mlflow"
+    )
+
+
 class Recipe(Table):
-    """All of a run. `objective` holds `kind` and that objective's own keys, bound when the objective is built."""
+    """All of a run. `objective` and `adapter` hold `kind` and that kind's own keys, bound when it is built."""
 
     run: RunTable = RunTable()
     data: DataTable
     model: ModelTable
     text: TextTable = TextTable()
     objective: dict[str, Any]
+    reference: ReferenceTable | None = None
+    adapter: dict[str, Any] | None = None
     train: TrainTable = TrainTable(epochs=1)
     evaluate: EvaluateTable = EvaluateTable()
+    track: TrackTable = TrackTable()
 
     @model_validator(mode="after")
     def _kind(self) -> Recipe:
         if not isinstance(self.objective.get("kind"), str):
             raise ValueError('[objective] needs kind = "sft", "reward", "dpo", ...')
+        if self.adapter is not None and not isinstance(self.adapter.get("kind"), str):
+            raise ValueError('[adapter] needs kind = "lora", "dora", "vera", ...')
         return self
 
     def to_toml(self) -> str:
         return tomli_w.dumps(_drop_none(self.model_dump(mode="json")))
 
     def digest(self) -> str:
-        """SHA-256 of what the recipe says, less where things lie: a moved folder is the same recipe."""
+        """SHA-256 of what the recipe says, less where things lie and are shown: a moved folder is the same recipe."""
         return digest_of(tomllib.loads(self.to_toml()))
 
 
@@ -193,8 +236,8 @@ def digest_of(said: Mapping[str, Any]) -> str:
 
     Paths are left out: the dataset's root and the base model's digest, which the ledger commits to beside this, say what lay there.
     """
-    paths = {"data": ("dataset", "root"), "model": ("path",)}
-    kept = {t: {k: v for k, v in table.items() if k not in paths.get(t, ())} for t, table in said.items()}
+    paths = {"data": ("dataset", "root"), "model": ("path",), "reference": ("path",)}
+    kept = {t: {k: v for k, v in table.items() if k not in paths.get(t, ())} for t, table in said.items() if t != "track"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -239,7 +282,7 @@ def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str) -> 
     hints = typing.get_type_hints(function)
     for key in table:
         if key not in parameters:
-            raise RecipeError(f"{where}: {_unknown(key, list(parameters))}")
+            raise RecipeError(f"{where}: {unknown_key(key, list(parameters))}")
     bound: dict[str, Any] = {}
     for name, parameter in parameters.items():
         if name in table:
@@ -271,7 +314,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     raise RecipeError(f"{where} = {value!r} should be {named}")
 
 
-def _unknown(key: str, known: list[str]) -> str:
+def unknown_key(key: str, known: list[str]) -> str:
+    """What is said of a key that nobody takes: the nearest one, and all there are."""
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown key {key!r}{hint} (known: {', '.join(sorted(known)) or 'none'})"
@@ -282,7 +326,7 @@ def _plain(schema: type[Table], problem: Any) -> str:
     *tables, key = [str(part) for part in problem["loc"]] or [""]
     where = f"[{'.'.join(tables)}] " if tables else ""
     if problem["type"] == "extra_forbidden":
-        return where + _unknown(key, list(_table_at(schema, tables).model_fields))
+        return where + unknown_key(key, list(_table_at(schema, tables).model_fields))
     if problem["type"] == "missing":
         return f"{where}{key} must be given"
     message = problem["msg"].removeprefix("Value error, ")

@@ -21,15 +21,14 @@ from holdfast.errors import IntegrityError, RecipeError
 from holdfast.language import packing
 from holdfast.language.planning import by_prompt, micro_batches
 from holdfast.language.policy import Policy, RewardModel
-from holdfast.language.reference import Reference
+from holdfast.language.reference import COARSE, Reference
 from holdfast.language.tokens import Tokens
 from holdfast.losses import LOSSES, dry_run, soft
 from holdfast.recipe import bind
 from holdfast.training.objective import Sums
 
-STEP_0_TOLERANCE = (
-    1e-3  # largest |log-ratio| per token that float32 sums in another order may show before the first step
-)
+# Largest |log-ratio| per token that sums in another order may show before the first step.
+STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ class _Language:
     def begin(self) -> dict[str, Any]:
         return {}
 
-    def after_step(self, step: int) -> None:
-        return None
+    def after_step(self, step: int) -> dict[str, Any]:
+        return {}
 
     def extra_state(self) -> dict[str, Tensor]:
         return {}
@@ -261,37 +260,53 @@ class Preference(_Compare):
         out = self.policy.logps(batch.forward)
         quantities = {"logp": out.sum_R, "n": out.length_R.to(out.sum_R.dtype)}
         if self.reference is not None:
-            ref_R = torch.from_numpy(self.reference.sums(batch.forward.response_index)).to(out.sum_R.device)
+            ref_R = self.reference.logps(batch.forward).sum_R
             quantities |= {"ref_logp": ref_R, "r": out.sum_R - ref_R}
         implicit = float(self.keys.get("beta", 1.0)) * quantities["logp" if self.reference is None else "r"]
         return quantities, implicit / quantities["n"] if self.function.per_token else implicit
 
     def contributions(self, prompt: int, response: int) -> np.ndarray:
         """What each token adds to the implicit reward of one response: (tokens,) float32. No gradient."""
+        batch = self.policy.batch(self.tokens, [(prompt, [response])])
         with torch.no_grad():
-            out = self.policy.logps(self.policy.batch(self.tokens, [(prompt, [response])]))
-        values = out.token_N.float().cpu().numpy()
+            values = self.policy.logps(batch).token_N.float().cpu().numpy()
         if self.reference is not None:
-            values = values - self.reference.token[response]
+            values = values - self.reference.logps(batch).token_N.float().cpu().numpy()
         return float(self.keys.get("beta", 1.0)) * values / (len(values) if self.function.per_token else 1)
 
     def begin(self) -> dict[str, Any]:
-        """Step 0 must give a log-ratio of zero: otherwise the reference is not the policy's start, and nothing after would mean anything."""
+        """Step 0 must give a log-ratio of zero: otherwise the reference is not the policy's start, and nothing after would mean anything.
+
+        A reference that the recipe takes from elsewhere has no such zero; the facts then say so.
+        """
         facts: dict[str, Any] = {"loss": self.function.name, **self.keys}
         if self.reference is None:
             return facts
+        if not self.reference.is_start:
+            unchecked = "log-ratios not checked: the reference is another model than the one training starts from"
+            return {**facts, "reference": {**self.reference.facts(), "step 0": unchecked}}
         rows = np.unique(self.comparisons.row)
         some = rows[np.linspace(0, len(rows) - 1, min(16, len(rows)), dtype=int)]
         worst = 0.0
         for batch in self._quietly(some):
             quantities, _ = self._responses(batch)
             worst = max(worst, float((quantities["r"].abs() / quantities["n"]).max()))
-        if not worst <= STEP_0_TOLERANCE:
+        if not worst <= STEP_0_TOLERANCE.get(next(self.model.parameters()).dtype, COARSE):
             raise IntegrityError(
                 f"at step 0 the policy's log-ratio to its reference is {worst:.3g} per token, not 0: the reference is another model than "
                 "the one training starts from; name the same folder for both, or delete the cached reference"
             )
-        return {**facts, "reference": {"key": self.reference.key, "digest": self.reference.digest}}
+        return {**facts, "reference": self.reference.facts()}
+
+    def after_step(self, step: int) -> dict[str, Any]:
+        return self.reference.after_step(step) if self.reference is not None else {}
+
+    def extra_state(self) -> dict[str, Tensor]:
+        return self.reference.state() if self.reference is not None else {}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        if self.reference is not None:
+            self.reference.load_state(state)
 
 
 class Reward(_Compare):

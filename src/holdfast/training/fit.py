@@ -159,7 +159,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
-        self.objective.after_step(step)
+        after = self.objective.after_step(step)
         recorded = {
             "step": step,
             "rows": ids,
@@ -168,6 +168,7 @@ class Trainer:
             "grad_norm": norm_value,
             "lr": rate,
             "weights": fingerprint(self.parameters, self.run.seed, step),
+            **({"after": dict(after)} if after else {}),
         }
         tokens = float(sums.pop("tokens")[0]) if "tokens" in sums else None
         return (

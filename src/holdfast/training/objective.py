@@ -67,8 +67,11 @@ class Objective(Protocol):
         """Checks before step 0 (raises on failure) and the facts the ledger's first entry commits to (JSON-able)."""
         ...
 
-    def after_step(self, step: int) -> None:
-        """What follows an optimiser step: a moving reference, a target network. Most do nothing."""
+    def after_step(self, step: int) -> Mapping[str, Any] | None:
+        """What follows an optimiser step: a moving reference, a target network. Most do nothing.
+
+        What it returns (JSON-able), where it is not empty, stands in the ledger's entry of the step as `after`.
+        """
         ...
 
     def extra_state(self) -> dict[str, torch.Tensor]:
