@@ -237,7 +237,8 @@ def digest_of(said: Mapping[str, Any]) -> str:
     Paths are left out: the dataset's root and the base model's digest, which the ledger commits to beside this, say what lay there.
     """
     paths = {"data": ("dataset", "root"), "model": ("path",), "reference": ("path",)}
-    kept = {t: {k: v for k, v in table.items() if k not in paths.get(t, ())} for t, table in said.items() if t != "track"}
+    said = {t: table for t, table in said.items() if t != "track"}  # where figures are shown
+    kept = {t: {k: v for k, v in table.items() if k not in paths.get(t, ())} for t, table in said.items()}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
