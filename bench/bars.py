@@ -128,10 +128,8 @@ def kill(folder: Path, tries: int = 25) -> dict[str, Any]:
         process.send_signal(signal.SIGKILL)
         process.wait()
         inside += _in_the_making(run)
-        ledger = run / "ledger.jsonl"
-        steps.append(
-            sum(b'"kind":"step"' in line for line in ledger.read_bytes().splitlines()) if ledger.exists() else 0
-        )
+        ledgers = [p for p in (run / "base" / "ledger.jsonl", run / "ledger.jsonl") if p.exists()]
+        steps.append(sum(p.read_bytes().count(b'"kind":"step"') for p in ledgers))
         resume = "resume" if (run / "recipe.toml").exists() else "train"
         done = holdfast("resume", run) if resume == "resume" else holdfast("train", recipe, "-o", run)
         same = all(done[key] == whole[key] for key in ("weights_digest", "ledger_head"))
