@@ -304,10 +304,22 @@ def test_an_encoder_scores_padded():
     assert reward.compute == "padded" and "encoder" in reward.why
     got = reward.scores(reward.batch(TOKENS, GROUPS))
     for (p, r), score in zip(PAIRS, got, strict=True):
-        ids = torch.tensor([[*TOKENS.prompts[p], *TOKENS.responses[r]]])
-        torch.testing.assert_close(bert(input_ids=ids).logits[0, 0], score, atol=1e-6, rtol=0)
-    with pytest.raises(HoldfastError, match="as a whole"):
-        reward.prefix_scores(reward.batch(TOKENS, GROUPS))
+        torch.testing.assert_close(_pair_score(bert, TOKENS.prompts[p], TOKENS.responses[r]), score, atol=1e-6, rtol=0)
+    # The score were the response to end earlier: its beginning, closed by its last token.
+    batch = reward.batch(TOKENS, GROUPS)
+    prefixes = iter(reward.prefix_scores(batch))
+    for p, r in PAIRS:
+        response = TOKENS.responses[r].tolist()
+        for k in range(1, len(response) + 1):
+            cut = response[:k] if k == len(response) else [*response[:k], response[-1]]
+            torch.testing.assert_close(_pair_score(bert, TOKENS.prompts[p], cut), next(prefixes), atol=1e-6, rtol=0)
+    assert next(prefixes, None) is None
+
+
+def _pair_score(bert, prompt, response):
+    ids = torch.tensor([[*prompt, *response]])
+    types = torch.tensor([[0] * len(prompt) + [1] * len(response)])
+    return bert(input_ids=ids, token_type_ids=types).logits[0, 0]
 
 
 def test_two_labels_are_no_reward():

@@ -179,21 +179,21 @@ def merged(model: Any) -> Any:
         raise HoldfastError(f"this adapter cannot be merged: {problem}; leave merge out") from None
 
 
-def save_adapter(model: Any, folder: Path, base: str, digest: str) -> None:
+def save_adapter(model: Any, folder: Path, base: str, digest: str, revision: str | None = None) -> None:
     """Write an ordinary adapter folder: adapter_model.safetensors and adapter_config.json, the same bytes for the same weights.
 
     base: where the base lies, as a path (absolute, or from the folder that the adapter will have) or a hub name; digest: its weights digest.
     """
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # a form for a model card, to be filled in by hand
-    said = {**json.loads((folder / CONFIG).read_bytes()), "base_model_name_or_path": base}
+    said = {**json.loads((folder / CONFIG).read_bytes()), "base_model_name_or_path": base, "revision": revision}
     sets = {k: v for k, v in model.peft_config["default"].to_dict().items() if isinstance(v, set)}
     (folder / CONFIG).write_text(json.dumps({**said, **_plain(sets)}, indent=2, sort_keys=True), encoding="utf-8")
     (folder / BASE).write_text(json.dumps({"base": digest}), encoding="utf-8")
 
 
-def adapter_base(folder: Path) -> tuple[str, str | None]:
-    """(where the base of an adapter folder lies, its task type). HoldfastError where the folder does not say."""
+def adapter_base(folder: Path) -> tuple[str, str | None, str | None]:
+    """(where the base of an adapter folder lies, its revision on the hub, the adapter's task type). HoldfastError where the folder does not say."""
     try:
         said = json.loads((folder / CONFIG).read_bytes())
         base = said["base_model_name_or_path"]
@@ -204,7 +204,7 @@ def adapter_base(folder: Path) -> tuple[str, str | None]:
             f"{folder / CONFIG} does not name the adapter's base ({problem}); set base_model_name_or_path in it"
         ) from None
     near = folder / base
-    return (str(near.resolve()) if near.is_dir() else base), said.get("task_type")
+    return (str(near.resolve()) if near.is_dir() else base), said.get("revision"), said.get("task_type")
 
 
 def load_adapter(model: Any, folder: Path, base: str) -> Any:

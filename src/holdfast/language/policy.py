@@ -19,14 +19,23 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from holdfast.data.ragged import Ragged
 from holdfast.errors import HoldfastError
-from holdfast.language import logprob
+from holdfast.language import adapters, logprob
 from holdfast.language.attention import NAME, CannotPack, attending
 from holdfast.language.logprob import Head, token_logps
 from holdfast.language.packing import Batch, Groups, Packed, Padded, TokenSource, pack, pad
+from holdfast.training.checkpoint import weights_digest
+from holdfast.training.determinism import derive
 
 Compute = Literal["auto", "packed", "padded"]
 
@@ -79,6 +88,7 @@ class _Network:
         self.chunk = chunk
         self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # under a peft wrapper
         self._config = self._inner.config.get_text_config()
+        self.longest = longest_input(self._inner)  # tokens that its positions reach; None: no limit known
         embedding = self._inner.get_input_embeddings()
         if getattr(embedding, "padding_idx", None) is not None:
             # No padding is ever learned from here, and a token that doubles as padding (often the stop token) must
@@ -110,11 +120,10 @@ class _Network:
             made = pack(tokens, groups, width=self._config.num_attention_heads * size)
         else:
             made = pad(tokens, groups, padding=padding_id(self._config))
-        most = getattr(self._config, "max_position_embeddings", None)
-        if most is not None and made.longest > most:
+        if self.longest is not None and made.longest > self.longest:
             raise HoldfastError(
-                f"the longest prompt + response has {made.longest} tokens, "
-                f"{type(self._inner).__name__} reads at most {most}: set text.max_length = {most} and text.too_long"
+                f"the longest prompt + response has {made.longest} tokens, {type(self._inner).__name__} reads at most "
+                f"{self.longest}: set text.max_length = {self.longest} and text.too_long"
             )
         return made.to(next(self.model.parameters()).device)
 
@@ -332,53 +341,52 @@ class RewardModel(_Network):
         id that ends no response, so that plain `transformers`, which looks for the last token that is not padding,
         reads the same score.
         """
-        if "ForSequenceClassification" in type(model).__name__:
-            return cls(model, compute, chunk)
-        config = type(model.config).from_dict(model.config.to_dict())
-        config.num_labels = 1
-        config.get_text_config().pad_token_id = padding_id(config.get_text_config(), tokenizer)
-        if tokenizer is not None:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.get_text_config().pad_token_id)
-        parameter = next(model.parameters())
-        try:
-            with torch.device("meta"), quiet():
-                scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=parameter.dtype)
-        except ValueError:
-            raise HoldfastError(
-                f"transformers has no sequence-classification model for {config.model_type!r}"
-            ) from None
-        head = getattr(scorer, "score", None)
-        if not isinstance(head, nn.Linear) or not hasattr(scorer, model.base_model_prefix):
-            raise HoldfastError(f"{type(scorer).__name__} has no plain score head on a causal backbone")
-        setattr(scorer, scorer.base_model_prefix, model.base_model)
-        generator = torch.Generator().manual_seed(seed)
-        # Scores of a fresh head scatter by about 0.1 around 0, as hidden states come out of a norm: training starts
-        # near ln 2.
-        weight = torch.randn(head.weight.shape, generator=generator) * 0.1 * head.in_features**-0.5
-        head.weight = nn.Parameter(weight.to(parameter.device, parameter.dtype))
-        if head.bias is not None:
-            head.bias = nn.Parameter(torch.zeros_like(head.bias, device=parameter.device))
-        scorer.config._attn_implementation = model.config._attn_implementation
-        scorer.train(model.training)
-        return cls(scorer, compute, chunk)
+        return cls(scorer_on(model, tokenizer, seed=seed), compute, chunk)
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """(R,) fp32: the score at each response's last token. Differentiable."""
         if self._score is None:
             assert isinstance(batch, Padded)
-            out = self.model(input_ids=batch.ids_BL, attention_mask=batch.mask_BL).logits[:, 0]
-            return out.to(torch.promote_types(torch.float32, out.dtype))
+            types_BL = torch.zeros_like(batch.ids_BL)
+            types_BL.view(-1)[batch.place_N] = 1
+            return self._whole(batch.ids_BL, batch.mask_BL, types_BL)
         return self._at(batch, batch.last_R)
+
+    def _whole(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor, types_BL: torch.Tensor) -> torch.Tensor:
+        """(B,) fp32: an encoder's score of sequences. types_BL: 0 in the prompt, 1 in the response, for models that tell them apart."""
+        types = {"token_type_ids": types_BL} if getattr(self._config, "type_vocab_size", 0) > 1 else {}
+        out = self.model(input_ids=ids_BL, attention_mask=mask_BL, **types).logits[:, 0]
+        return out.to(torch.promote_types(torch.float32, out.dtype))
 
     def prefix_scores(self, batch: Batch) -> torch.Tensor:
         """(N,) fp32: the score were the response to end at each of its tokens; a token's contribution is the
         difference to the one before.
         """
         if self._score is None:
-            raise HoldfastError(
-                f"{type(self._inner).__name__} reads a response as a whole: it has no score for a part of it"
-            )
+            return self._cut_short(batch)
         return self._at(batch, batch.place_N)
+
+    def _cut_short(self, batch: Batch, budget: int = 8192) -> torch.Tensor:
+        """An encoder has read the end when it reads the beginning: each beginning of a response is a sequence of its own, closed by the
+        response's last token. One forward per token, `budget` tokens at a time.
+        """
+        assert isinstance(batch, Padded)
+        length = batch.ids_BL.shape[1]
+        row_N, column_N = batch.place_N // length, batch.place_N % length
+        end_N = (batch.last_R % length)[batch.owner_N]
+        close_N = torch.minimum(column_N + 1, end_N)
+        column = torch.arange(length, device=batch.ids_BL.device)
+        start_N = (end_N - batch.length_R[batch.owner_N] + 1)[:, None]
+        scores = []
+        for part in torch.arange(len(row_N), device=column.device).split(max(1, budget // length)):
+            close = close_N[part, None]
+            ids_BL = batch.ids_BL[row_N[part]]
+            ids_BL = torch.where(column == close, ids_BL.gather(1, end_N[part, None]), ids_BL)
+            mask_BL = (column <= close).to(batch.mask_BL.dtype)
+            fill = torch.full_like(ids_BL, padding_id(self._config))
+            types_BL = ((column >= start_N[part]) & (column <= close)).to(ids_BL.dtype)
+            scores.append(self._whole(torch.where(mask_BL.bool(), ids_BL, fill), mask_BL, types_BL))
+        return torch.cat(scores)
 
     def _at(self, batch: Batch, place: torch.Tensor) -> torch.Tensor:
         assert self._score is not None
@@ -389,6 +397,48 @@ class RewardModel(_Network):
         if self._score is None:
             raise CannotPack("an encoder reads one sequence at a time")
         return self._hidden(batch).index_select(0, batch.place_N)  # a fresh head is too small to see a difference by
+
+
+def scorer_on(model: Any, tokenizer: Any = None, *, seed: int = 0) -> Any:
+    """The one-label sequence classifier of `RewardModel.on`, not yet wrapped."""
+    if "ForSequenceClassification" in type(model).__name__:
+        return model
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.num_labels = 1
+    config.get_text_config().pad_token_id = padding_id(config.get_text_config(), tokenizer)
+    if tokenizer is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.get_text_config().pad_token_id)
+    parameter = next(model.parameters())
+    try:
+        with torch.device("meta"), quiet():
+            scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=parameter.dtype)
+    except ValueError:
+        raise HoldfastError(f"transformers has no sequence-classification model for {config.model_type!r}") from None
+    head = getattr(scorer, "score", None)
+    if not isinstance(head, nn.Linear) or not hasattr(scorer, model.base_model_prefix):
+        raise HoldfastError(f"{type(scorer).__name__} has no plain score head on a causal backbone")
+    setattr(scorer, scorer.base_model_prefix, model.base_model)
+    generator = torch.Generator().manual_seed(seed)
+    # Scores of a fresh head scatter by about 0.1 around 0, as hidden states come out of a norm: training starts
+    # near ln 2.
+    weight = torch.randn(head.weight.shape, generator=generator) * 0.1 * head.in_features**-0.5
+    head.weight = nn.Parameter(weight.to(parameter.device, parameter.dtype))
+    if head.bias is not None:
+        head.bias = nn.Parameter(torch.zeros_like(head.bias, device=parameter.device))
+    scorer.config._attn_implementation = model.config._attn_implementation
+    scorer.train(model.training)
+    return scorer
+
+
+def longest_input(model: Any) -> int | None:
+    """The most tokens that a model's positions reach, or None where it knows no limit."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for module in model.modules():
+        # RoBERTa and its kin count positions from behind the padding id, and so have fewer than their config says.
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            return table.num_embeddings - table.padding_idx - 1
+    return most
 
 
 def padding_id(config: Any, tokenizer: Any = None) -> int:
@@ -422,12 +472,17 @@ def load_base(
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     dropout: bool = False,
+    seed: int = 0,
+    keep_adapter: bool = False,
 ) -> tuple[Any, Any]:
     """(model, tokenizer) from a `transformers` folder, a Holdfast run folder (its `model`), or, with `hub`, a hub name.
 
-    A folder of a sequence-classification model gives that; all else a causal language model. Weights are read from
-    safetensors only, code from nowhere. dropout: keep the dropout that the config names; by default it is off, for a
-    log-ratio to the reference is else not zero at step 0 (the config on disk keeps its values). Raises HoldfastError
+    A folder of a sequence-classification model gives that; one of an encoder (BERT and its kin) a classifier with one
+    label, whose head, where the folder has none, comes from `seed` (`fresh_weights` names its tensors); all else a
+    causal language model. An adapter's folder gives its base with the adapter's weights added in, or, with
+    `keep_adapter`, under the adapter. Weights are read from safetensors only, code from nowhere. dropout: keep the
+    dropout that the config names; by default it is off, for a log-ratio to the reference is else not zero at step 0
+    (the config on disk keeps its values). Raises HoldfastError
     naming what is missing.
     """
     where = str(source)
@@ -437,8 +492,10 @@ def load_base(
             raise HoldfastError(
                 f"model folder {where} does not exist; name a transformers folder or a Holdfast run, or set model.hub"
             )
-        if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
+        if not _is_model(folder) and _is_model(folder / "model"):
             folder = folder / "model"
+        if (folder / adapters.CONFIG).exists() and not (folder / "config.json").exists():
+            return _under_adapter(folder, keep_adapter, dtype, dropout)
         if not (folder / "config.json").exists():
             raise HoldfastError(
                 f"model folder {where} has no config.json: neither a transformers folder nor a finished Holdfast run"
@@ -457,13 +514,21 @@ def load_base(
         try:
             config = AutoConfig.from_pretrained(where, **common)
             scores = any("ForSequenceClassification" in name for name in config.architectures or ())
-            auto: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-            model, info = auto.from_pretrained(
-                where, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
-            )
+            encoder = not scores and _is_encoder(config)
+            if encoder:
+                config.num_labels = 1
+            auto: Any = AutoModelForSequenceClassification if scores or encoder else AutoModelForCausalLM
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive(seed, "head"))
+                model, info = auto.from_pretrained(
+                    where, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **common
+                )
         except Exception as problem:
             raise HoldfastError(f"model {where} does not load: {_first_line(problem)}") from None
         lost = sorted(info["missing_keys"]) or sorted(str(key[0]) for key in info["mismatched_keys"])
+        if encoder:  # what stands on top of the backbone was not in its folder
+            model.holdfast_fresh = [n for n in lost if not n.startswith(f"{model.base_model_prefix}.") or "pooler" in n]
+            lost = [n for n in lost if n not in model.holdfast_fresh]
         if lost:
             raise HoldfastError(
                 f"model {where} lacks {len(lost)} weights that {type(model).__name__} needs (first {lost[0]}); it is "
@@ -473,10 +538,18 @@ def load_base(
             tokenizer = AutoTokenizer.from_pretrained(where, **common)
         except Exception as problem:
             raise HoldfastError(f"the tokenizer of {where} does not load: {_first_line(problem)}") from None
+    return _without_dropout(model, dropout), _opened(tokenizer, where)
+
+
+def _opened(tokenizer: Any, where: str) -> Any:
     if not len(tokenizer):
         raise HoldfastError(f"model folder {where} has no tokenizer; save it there with tokenizer.save_pretrained")
     for how in ("is_local", "local_files_only"):  # how it was opened is no part of what is saved again
         tokenizer.init_kwargs.pop(how, None)
+    return tokenizer
+
+
+def _without_dropout(model: Any, dropout: bool) -> Any:
     if not dropout:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -484,21 +557,67 @@ def load_base(
             for name in ("attention_dropout", "hidden_dropout", "activation_dropout", "dropout"):
                 if isinstance(getattr(module, name, None), float):
                     setattr(module, name, 0.0)
-    return model, tokenizer
+    return model
 
 
-def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
+def fresh_weights(model: Any) -> list[str]:
+    """The parameters that no folder held: an encoder's head, made when it was loaded."""
+    return list(getattr(model, "holdfast_fresh", ()))
+
+
+def base_digest(model: Any) -> str:
+    """The weights digest of what was read from the base's folder."""
+    fresh = set(fresh_weights(model))
+    return weights_digest({n: t for n, t in model.state_dict().items() if n not in fresh} if fresh else model)
+
+
+def reads_pairs(model: Any) -> bool:
+    """Whether a model is an encoder: it reads prompt and response as a pair, both at once."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "ForSequenceClassification" in type(inner).__name__ and getattr(inner, "score", None) is None
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").exists() or (folder / adapters.CONFIG).exists()
+
+
+def _is_encoder(config: Any) -> bool:
+    """Whether a folder holds a model that reads both ways: one that fills in masked words and is not set up to write."""
+    writes = any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in config.architectures or ())
+    return (
+        type(config) in MODEL_FOR_MASKED_LM_MAPPING
+        and type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        and not (writes or config.is_encoder_decoder or getattr(config, "is_decoder", False))
+    )
+
+
+def _under_adapter(folder: Path, keep: bool, dtype: torch.dtype, dropout: bool) -> tuple[Any, Any]:
+    """The model of an adapter folder: the base that it names, with the adapter on it or added in."""
+    base, revision, task = adapters.adapter_base(folder)
+    hub = not Path(base).is_dir() and not Path(base).is_absolute()
+    model, tokenizer = load_base(base, hub=hub, revision=revision, dtype=dtype, dropout=dropout)
+    digest = base_digest(model)
+    with quiet():
+        if (folder / "tokenizer_config.json").exists():
+            tokenizer = _opened(AutoTokenizer.from_pretrained(folder, local_files_only=True), str(folder))
+        if task == "SEQ_CLS":
+            model = scorer_on(model, tokenizer)
+        model = adapters.load_adapter(model, folder, digest)
+        return (model if keep else model.merge_and_unload()), tokenizer
+
+
+def save_model(model: Any, tokenizer: Any, folder: str | Path, *, write: Callable[[Path], None] | None = None) -> None:
     """Write an ordinary `transformers` folder (safetensors, config, generation config, tokenizer): complete, or not
     there at all.
 
-    A folder of that name is replaced.
+    A folder of that name is replaced. write: writes the weights in another way than model.save_pretrained.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     with quiet():
-        model.save_pretrained(temporary)
+        (write or model.save_pretrained)(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
     for path in [*sorted(temporary.rglob("*")), temporary]:
