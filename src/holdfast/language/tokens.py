@@ -81,7 +81,13 @@ class Tokens:
 
 
 def tokenise(
-    ds: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, text: TextTable, *, stops: Stops = None
+    ds: Dataset,
+    rows: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    text: TextTable,
+    *,
+    stops: Stops = None,
+    pair: bool = False,
 ) -> Tokens:
     """The tokens of `rows` (numbers of the dataset's judgements) under the length policy of `text`.
 
@@ -90,12 +96,14 @@ def tokenise(
     `truncate-response-right` cut has none, for its text does not stop there. The length that counts is prompt +
     response, for each response of a row; a row is kept or left out whole.
 
+    `pair`: for encoders, see `PairCoder`.
+
     DataError: no chat template, one that is not prefix-stable, no stop token, `refuse` and rows too long, no row left.
     """
     if ds.kind != "text":
         raise DataError(f"dataset {ds.path} holds {ds.kind}, which have no tokens; give a dataset of text")
     rows = check_rows_exist(ds, rows)
-    coder = Coder(tokenizer, stops)
+    coder = PairCoder(tokenizer) if pair else Coder(tokenizer, stops)
     prompt_of = np.asarray(ds.prompt_of)
     chosen = ds.responses_of.take(rows)
     wanted = np.zeros(ds.n_responses, dtype=bool)
@@ -221,7 +229,7 @@ def tokenise(
     final_prompts = _cut(
         prompt_ids, n_p, left=True, keep=[i for i in (*coder.bos, tokenizer.bos_token_id) if i is not None]
     )
-    final_responses = _cut(response_ids, n_r, left=False)
+    final_responses = _cut(response_ids, n_r, left=False, keep=coder.closing)
     cut_p, cut_r = np.flatnonzero(keep_p & (n_p < full_p)), np.flatnonzero(keep_r & (n_r < full_r))
     cuts = [("prompt", ds.prompt_id(int(i)), int(full_p[i]), int(n_p[i])) for i in cut_p]
     cuts += [("response", ds.response_id(int(i)), int(full_r[i]), int(n_r[i])) for i in cut_r]
@@ -252,13 +260,18 @@ def tokenise(
         rows_kept,
         sorted(left_out.items()),
         cuts,
-        tokens_key(ds, rows, tokenizer, text, stops),
+        tokens_key(ds, rows, tokenizer, text, stops, pair),
         facts,
     )
 
 
 def tokens_key(
-    ds: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, text: TextTable, stops: Stops = None
+    ds: Dataset,
+    rows: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    text: TextTable,
+    stops: Stops = None,
+    pair: bool = False,
 ) -> str:
     """The digest of all that `tokenise` depends on, without tokenising: the name under which to keep its arrays."""
     parts = {
@@ -268,7 +281,7 @@ def tokens_key(
         "tokenizer": tokenizer_digest(tokenizer),
         "template": template_digest(tokenizer),
         "text": text.model_dump(mode="json"),
-        "stops": list(stop_ids(tokenizer, stops)),
+        **({"pair": "holdfast/pair/1"} if pair else {"stops": list(stop_ids(tokenizer, stops))}),
     }
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
@@ -313,6 +326,8 @@ class Coder:
 
     stops: the tokens that end a response; the first is the one put where there is none.
     """
+
+    closing: tuple[int, ...] = ()  # ids that a response keeps at its end, also where it is cut
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Stops = None):
         self.tokenizer = tokenizer
@@ -536,6 +551,66 @@ class Coder:
         return said
 
 
+class PairCoder(Coder):
+    """A pair of texts as an encoder's tokenizer joins them, `[CLS] prompt [SEP] response [SEP]` say: the ids of the whole are those of
+    `tokenizer(prompt, response)`. The prompt has the special tokens up to the response, the response the one at the end.
+
+    No chat template: an encoder was never trained with one. A prompt of one user message is its text; of several, each message stands
+    behind its role, with an empty line between two. A response is the text of its messages.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        whole = list(tokenizer("x", "x", verbose=False)["input_ids"])
+        bare = list(tokenizer("x", add_special_tokens=False, verbose=False)["input_ids"])
+        n = len(bare)
+        at = [k for k in range(len(whole)) if whole[k : k + n] == bare]
+        if len(at) != 2 or at[0] + n == at[1] or at[1] + n == len(whole):
+            raise DataError(
+                "the tokenizer puts no special token between two texts and at their end, so an encoder could not tell prompt from "
+                "response; set its post-processor for pairs"
+            )
+        super().__init__(tokenizer, whole[-1])
+        self.bos = tuple(whole[: at[0]])
+        self.between, self.closing = tuple(whole[at[0] + n : at[1]]), tuple(whole[at[1] + n :])
+        self.stops = self.closing[-1:]
+
+    def prompt_text(self, content: Content) -> str:
+        return self._said(content)
+
+    def response_text(self, content: Content) -> str:
+        return self._said(content)
+
+    def reply_text(self, prompt: Content, head: str, content: Content) -> str:
+        return self._said(content)
+
+    def encode_prompts(self, texts: list[str], rendered: list[bool]) -> list[list[int]]:
+        return [[*self.bos, *ids, *self.between] for ids in self._ids(texts, plain=True)]
+
+    def encode_responses(self, texts: list[str], rendered: list[bool]) -> list[list[int]]:
+        return [[*ids, *self.closing] for ids in self._ids(texts, plain=True)]
+
+    def _said(self, content: Content) -> str:
+        text = content if isinstance(content, str) else _transcript(*_messages(content))
+        self._seen["special"] += self._special.search(text) is not None
+        return text
+
+
+def _transcript(messages: list[dict[str, Any]], tools: Any) -> str:
+    """Messages as plain text; a single one without its role."""
+    parts = [f"tools: {json.dumps(tools, ensure_ascii=False)}"] if tools else []
+    for message in messages:
+        said = message.get("content") or ""
+        if isinstance(said, list):
+            if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in said):
+                raise _Refused("content that is not text")
+            said = "".join(p["text"] for p in said)
+        if message.get("tool_calls"):
+            said = f"{said}\n{json.dumps(message['tool_calls'], ensure_ascii=False)}".strip()
+        alone = len(messages) == 1 and not tools
+        parts.append(said if alone else f"{message.get('role')}: {said}")
+    return "\n\n".join(parts)
+
+
 def decode_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> list[str]:
     """What each token shows, special tokens included; joined, the text of all of them.
 
@@ -585,11 +660,12 @@ class _Growing:
 
 
 def _cut(lists: Ragged, lengths: np.ndarray, *, left: bool, keep: Sequence[int] = ()) -> Ragged:
-    """Each list cut to its length, on the left or the right; a first id in `keep` (a bos) survives on the left."""
+    """Each list cut to its length, on the left or the right; an id in `keep` at the end that is cut (a bos) survives."""
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     start = lists.offsets[1:] - lengths if left else lists.offsets[:-1]
     flat = lists.flat[np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], lengths)]
-    for i in np.flatnonzero((lengths < lists.lengths) & (lengths > 1)).tolist() if left and keep else []:
-        if lists[i][0] in keep:
-            flat[offsets[i]] = lists[i][0]
+    for i in np.flatnonzero((lengths < lists.lengths) & (lengths > 1)).tolist() if keep else []:
+        own, at = (lists[i][0], offsets[i]) if left else (lists[i][-1], offsets[i + 1] - 1)
+        if own in keep:
+            flat[at] = own
     return Ragged(flat, offsets)
