@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "freeze": "holdfast.data.freeze",
     "freeze_records": "holdfast.data.freeze",
+    "export": "holdfast.data.export",
     "open_dataset": "holdfast.data.dataset",
     "make_split": "holdfast.data.splits",
     "Judgement": "holdfast.data.records",
@@ -33,6 +34,7 @@ __all__ = [
     "HoldfastError",
     "Judgement",
     "evaluate",
+    "export",
     "freeze",
     "freeze_records",
     "load_recipe",
@@ -47,6 +49,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from holdfast.data.dataset import open_dataset
+    from holdfast.data.export import export
     from holdfast.data.freeze import freeze, freeze_records
     from holdfast.data.records import Judgement
     from holdfast.data.splits import make_split

@@ -160,6 +160,52 @@ def split(
 
 
 @app.command()
+def export(
+    dataset: Annotated[Path, typer.Argument(help="A frozen dataset.")],
+    output: Annotated[
+        Path, typer.Option("--out", "-o", help="The file to write: .jsonl or .parquet, each also with .gz or .zst.")
+    ],
+    format: Annotated[str, typer.Option(help="The format to write.")] = "trl",
+    split: Annotated[
+        Path | None, typer.Option(help="A folder with a split of this dataset, as `holdfast split` writes it.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Only this part of the split: train, validation, test or ood.")
+    ] = None,
+    lossy: Annotated[
+        bool, typer.Option(help="Leave out, and list beside the file, what the format cannot say.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write a dataset in another format; freezing the file gives the same root."""
+    from holdfast.data.dataset import open_dataset
+    from holdfast.data.export import export as run
+    from holdfast.data.splits import part_rows
+
+    ds = open_dataset(dataset)
+    done = run(ds, output, format=format, rows=part_rows(ds, split, part), lossy=lossy)
+    lines = [f"[bold]{escape(str(output))}[/]  {done.rows:,} rows say {done.judgements:,} judgements"]
+    lines += [f"  left out: {n:,} x {escape(what)}" for what, n in done.left_out.most_common()]
+    lines += [f"  lost: {n:,} x {escape(what)}" for what, n in done.lost.most_common()]
+    if not done.detected:
+        lines.append(f"  its columns fit another format as well: read it with --format {done.format}")
+    _say(
+        json,
+        {
+            "file": str(output),
+            "format": done.format,
+            "rows": done.rows,
+            "judgements": done.judgements,
+            "left_out": dict(done.left_out),
+            "lost": dict(done.lost),
+            "root": done.root,
+            "detected": done.detected,
+        },
+        *lines,
+    )
+
+
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML).")],
     output: Annotated[

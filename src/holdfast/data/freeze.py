@@ -219,6 +219,66 @@ def _reject_line(name: str, row: int, reason: str) -> bytes:
         return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def canonical(j: Judgement) -> tuple[bytes, bytes, list[tuple[bytes, bytes]], tuple[Any, ...]]:
+    """(prompt id, its JSON, [(response id, its JSON)], the judgement's columns): the one form of what was said.
+
+    The same statement gives the same columns however the input laid it out: a pair is winner first, a tie sorted by
+    id, a soft preference turned to be at least 1/2 (sorted by id at 1/2), a ranking sorted by rank and id with
+    ranks 0, 1, 2, ...
+    """
+    try:
+        content = content_json(j.prompt)
+        prompt = prompt_id(content)
+        responses = [(response_id(prompt, text), text) for text in map(content_json, j.responses)]
+        extra = canonical_json(j.extra).decode() if j.extra else None
+    except TypeError as problem:  # what JSON cannot carry: half a surrogate pair, a date, an integer beyond 64 bits
+        raise Reject(f"cannot be written as JSON: {problem}") from None
+    kind, ids = j.kind, [r for r, _ in responses]
+    value = None if j.value is None else float(j.value) + 0.0  # minus zero says no more than zero
+    margin = None if j.margin is None else float(j.margin) + 0.0
+    ranks: list[int] | None = None
+    order: Sequence[int] = range(len(ids))
+    if kind == "tie":
+        order = (0, 1) if ids[0] < ids[1] else (1, 0)
+    elif kind == "soft":
+        assert value is not None
+        if value < 0.5 or (value == 0.5 and ids[1] < ids[0]):
+            order, value = (1, 0), 1.0 - value
+    elif kind == "ranking":
+        given = j.ranks if j.ranks is not None else range(len(ids))
+        dense = {r: n for n, r in enumerate(sorted(set(given)))}
+        order = sorted(order, key=lambda i: (given[i], ids[i]))
+        ranks = [dense[given[i]] for i in order]
+    ids = [ids[i] for i in order]
+    shown = None if j.shown is None else [j.shown[i] for i in order]
+    sources = None if j.sources is None or not any(j.sources) else [j.sources[i] or None for i in order]
+    about = (
+        j.annotator or None,
+        j.annotator_kind or None,
+        shown,
+        j.rubric or None,
+        j.category or None,
+        j.licence or None,
+        sources,
+        extra,
+    )
+    said = {"kind": kind, "prompt": prompt.hex(), "responses": [r.hex() for r in ids], "copy": 0}
+    if value is not None:
+        said["value"] = value
+    if ranks is not None:
+        said["ranks"] = ranks
+    if margin is not None:
+        said["margin"] = margin
+    for name, field in zip(_ABOUT, about, strict=True):
+        if field is not None:
+            said[name] = field
+    try:
+        digest = judgement_id(said)
+    except TypeError as problem:
+        raise Reject(f"cannot be written as JSON: {problem}") from None
+    return prompt, content, responses, (digest, kind, prompt, ids, value, ranks, margin, *about, 0)
+
+
 class _Freezer:
     """One dataset in the making: `add` and `reject` rows, then `finish`. Leaves nothing behind unless finished."""
 
@@ -287,7 +347,7 @@ class _Freezer:
 
     def add(self, judgements: Sequence[Judgement], name: str, row: int) -> None:
         """Take one input row: all of its judgements, or none. Raises Reject with the reason."""
-        made = [self._canonical(judgement) for judgement in judgements]
+        made = [canonical(judgement) for judgement in judgements]
         if not made:
             raise Reject("the row makes no judgement")
         segments = isinstance(judgements[0].responses[0], Segment)
@@ -313,65 +373,6 @@ class _Freezer:
                     self._held += len(long)
         if self._held > _SPILL:
             self._spill()
-
-    def _canonical(self, j: Judgement) -> tuple[bytes, bytes, list[tuple[bytes, bytes]], tuple[Any, ...]]:
-        """(prompt id, its JSON, [(response id, its JSON)], the judgement's columns): the one form of what was said.
-
-        The same statement gives the same columns however the input laid it out: a pair is winner first, a tie sorted by
-        id, a soft preference turned to be at least 1/2 (sorted by id at 1/2), a ranking sorted by rank and id with
-        ranks 0, 1, 2, ...
-        """
-        try:
-            content = content_json(j.prompt)
-            prompt = prompt_id(content)
-            responses = [(response_id(prompt, text), text) for text in map(content_json, j.responses)]
-            extra = canonical_json(j.extra).decode() if j.extra else None
-        except TypeError as problem:  # what JSON cannot carry: half a surrogate pair, a date, an integer beyond 64 bits
-            raise Reject(f"cannot be written as JSON: {problem}") from None
-        kind, ids = j.kind, [r for r, _ in responses]
-        value = None if j.value is None else float(j.value) + 0.0  # minus zero says no more than zero
-        margin = None if j.margin is None else float(j.margin) + 0.0
-        ranks: list[int] | None = None
-        order: Sequence[int] = range(len(ids))
-        if kind == "tie":
-            order = (0, 1) if ids[0] < ids[1] else (1, 0)
-        elif kind == "soft":
-            assert value is not None
-            if value < 0.5 or (value == 0.5 and ids[1] < ids[0]):
-                order, value = (1, 0), 1.0 - value
-        elif kind == "ranking":
-            given = j.ranks if j.ranks is not None else range(len(ids))
-            dense = {r: n for n, r in enumerate(sorted(set(given)))}
-            order = sorted(order, key=lambda i: (given[i], ids[i]))
-            ranks = [dense[given[i]] for i in order]
-        ids = [ids[i] for i in order]
-        shown = None if j.shown is None else [j.shown[i] for i in order]
-        sources = None if j.sources is None or not any(j.sources) else [j.sources[i] or None for i in order]
-        about = (
-            j.annotator or None,
-            j.annotator_kind or None,
-            shown,
-            j.rubric or None,
-            j.category or None,
-            j.licence or None,
-            sources,
-            extra,
-        )
-        said = {"kind": kind, "prompt": prompt.hex(), "responses": [r.hex() for r in ids], "copy": 0}
-        if value is not None:
-            said["value"] = value
-        if ranks is not None:
-            said["ranks"] = ranks
-        if margin is not None:
-            said["margin"] = margin
-        for name, field in zip(_ABOUT, about, strict=True):
-            if field is not None:
-                said[name] = field
-        try:
-            digest = judgement_id(said)
-        except TypeError as problem:
-            raise Reject(f"cannot be written as JSON: {problem}") from None
-        return prompt, content, responses, (digest, kind, prompt, ids, value, ranks, margin, *about, 0)
 
     def _spill(self) -> None:
         for name, rows in (("prompts", self._prompts), ("responses", self._responses)):

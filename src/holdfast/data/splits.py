@@ -182,6 +182,18 @@ def load_split(folder: str | Path, ds: Dataset) -> Split:
     return split
 
 
+def part_rows(ds: Dataset, split: str | Path | None, part: str | None) -> np.ndarray | None:
+    """The rows of one part of the split saved in a folder; None, for all rows, if neither is given."""
+    if split is None and part is None:
+        return None
+    if split is None or part is None:
+        raise DataError("--split FOLDER and --part NAME go together: a part is one of a split")
+    parts = load_split(split, ds).parts
+    if part not in parts:
+        raise DataError(f"--part {part!r}: a split has the parts {', '.join(parts)}")
+    return parts[part]
+
+
 def verify_split(folder: str | Path, dataset_root: str | None = None) -> list[Problem]:
     """What does not hold about a saved split: [] if it is whole and (where the root is given) is of that dataset.
     Never raises.
