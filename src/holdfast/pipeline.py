@@ -22,7 +22,7 @@ from holdfast.data.freeze import freeze_records
 from holdfast.data.read import read_files
 from holdfast.data.records import Judgement
 from holdfast.data.splits import Split, load_split, make_split
-from holdfast.data.views import Comparisons, comparisons, preferred
+from holdfast.data.views import Comparisons, comparisons
 from holdfast.errors import DataError, IntegrityError, RecipeError
 from holdfast.evaluation.shortcuts import BagOfWords, longer, plain_text, transcript
 from holdfast.evaluation.table import (
@@ -33,10 +33,21 @@ from holdfast.evaluation.table import (
     evaluation_table,
     write_evaluation,
 )
-from holdfast.language.adapters import is_adapted
-from holdfast.language.objectives import Preference, Reward, Sft, needs_reference, pair_losses
+from holdfast.language.adapters import attach, bind_adapter, is_adapted, merged, save_adapter
+from holdfast.language.adapters import facts as adapter_facts
+from holdfast.language.objectives import LanguageObjective
 from holdfast.language.planning import by_prompt
-from holdfast.language.policy import Policy, RewardModel, load_base, save_model
+from holdfast.language.policy import (
+    Policy,
+    RewardModel,
+    base_digest,
+    fresh_weights,
+    load_base,
+    longest_input,
+    reads_pairs,
+    save_model,
+    scorer_on,
+)
 from holdfast.language.reference import (
     Group,
     Live,
@@ -47,12 +58,13 @@ from holdfast.language.reference import (
     reference_logps,
     without_adapter,
 )
+from holdfast.language.scoring import PolicyScorer, RewardScorer
 from holdfast.language.scratch import dataset_texts, make_model, train_tokenizer
+from holdfast.language.terms import Asked, View, apart, fed, feed, read_objective
 from holdfast.language.tokens import Tokens, decode_pieces, tokenise, tokenizer_digest
-from holdfast.losses import LOSSES
-from holdfast.recipe import Recipe, ReferenceTable, bind, load_recipe
+from holdfast.recipe import Recipe, ReferenceTable, load_recipe
 from holdfast.report.page import write_report
-from holdfast.training.checkpoint import weights_digest
+from holdfast.training.checkpoint import trained_state, weights_digest
 from holdfast.training.determinism import deterministic, environment_digest
 from holdfast.training.fit import fit
 from holdfast.training.ledger import read_head
@@ -84,7 +96,7 @@ class Prepared:
     recipe: Recipe
     dataset: Dataset
     tokenizer: PreTrainedTokenizerBase
-    objective: Sft | Reward | Preference
+    objective: LanguageObjective
     rows: Rows
     held_out: np.ndarray | None
     facts: dict[str, Any]
@@ -115,7 +127,7 @@ def train(
             folder,
             facts=prepared.facts,
             held_out=prepared.held_out,
-            on_final=lambda temporary: save_model(prepared.objective.model, prepared.tokenizer, temporary),
+            on_final=lambda temporary: _save(prepared, temporary),
             quiet=quiet,
             allow_environment_change=allow_environment_change,
         )
@@ -125,6 +137,22 @@ def train(
     return Run(folder, done.steps, done.ledger_head, done.weights_digest, done.stopped)
 
 
+def _save(prepared: Prepared, folder: Path) -> None:
+    """The result as an ordinary folder: a model's, or an adapter's, with the merged model in `merged` where that is asked for."""
+    recipe, model, tokenizer = prepared.recipe, prepared.objective.model, prepared.tokenizer
+    if recipe.adapter is None:
+        wrapped = prepared.objective.wrapped
+        if isinstance(wrapped, RewardModel) and wrapped.heads > 1:
+            return wrapped.save(tokenizer, folder)
+        return save_model(model, tokenizer, folder)
+    # A base that the run made itself lies at a fixed place beside the adapter, so that the same run elsewhere has the same bytes.
+    where = recipe.model.hub or (str(Path(recipe.model.path).resolve()) if recipe.model.path else "../base/model")
+    base, revision = prepared.facts["base"], recipe.model.revision
+    save_model(model, tokenizer, folder, write=lambda inside: save_adapter(model, inside, where, base, revision))
+    if bind_adapter(recipe.adapter).merge:
+        save_model(merged(model), tokenizer, folder / "merged")
+
+
 def resume(run: str | Path, quiet: bool = False, allow_environment_change: bool = False) -> Run:
     """Go on with an interrupted run. The bytes are those of a run that was never interrupted."""
     return train(_recipe_of(Path(run)), run, quiet=quiet, allow_environment_change=allow_environment_change)
@@ -132,6 +160,7 @@ def resume(run: str | Path, quiet: bool = False, allow_environment_change: bool 
 
 def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     """Everything before the first step: data, split, base, tokens, objective. Writes the resolved recipe and the split."""
+    asked = read_objective(recipe.objective)
     dataset = open_dataset(recipe.data.dataset)
     if recipe.data.root not in (None, dataset.root):
         raise IntegrityError(f"dataset {dataset.path} has root {dataset.root}, the recipe wants {recipe.data.root}")
@@ -139,21 +168,38 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     _write_recipe(recipe, folder)
     split.save(folder)
     model, tokenizer = _base(recipe, dataset, split, folder, quiet)
-    base = weights_digest(model)
+    base = base_digest(model)
+    adapter = bind_adapter(recipe.adapter) if recipe.adapter is not None else None
 
     held_out = split.parts.get("validation", np.zeros(0, dtype=np.int64))
     wanted = np.concatenate([split.parts["train"], held_out])
-    kind, table = recipe.objective["kind"], {k: v for k, v in recipe.objective.items() if k != "kind"}
-    view: Any = preferred(dataset, wanted) if kind == "sft" else comparisons(dataset, wanted)
-    tokens = tokenise(dataset, np.unique(view.row), tokenizer, recipe.text, stops=_stops(model))
-    left_out = [*view.left_out, *tokens.left_out]
-    view = preferred(dataset, tokens.rows) if kind == "sft" else comparisons(dataset, tokens.rows)
-    objective = _objective(recipe, kind, table, model, tokenizer, tokens, view, base)
-
-    train_rows = split.parts["train"][np.isin(split.parts["train"], view.row)]
-    held_out = held_out[np.isin(held_out, view.row)]
+    margin = recipe.data.score_margin
+    if margin and (not _has_scores(dataset, wanted) or all(t.function.family in ("sft", "label") for t in asked.terms)):
+        raise RecipeError(f"[data] score_margin = {margin:g} has no effect: the objective compares no scores; leave it out")
+    views = [feed(term, dataset, wanted, margin) for term in asked.terms]
+    reads = np.unique(np.concatenate([v.reads for v in views]))
+    if not len(reads):
+        raise _nothing_left(dataset, asked, _unused(wanted, views))
+    tokens = tokenise(dataset, reads, tokenizer, recipe.text, **_reading(model))
+    final = [feed(term, dataset, tokens.rows, margin, tokens) for term in asked.terms]
+    left_out = _unused(wanted, views, tokens, final)
+    used = np.unique(np.concatenate([v.row for v in final]))
+    train_rows = split.parts["train"][np.isin(split.parts["train"], used)]
+    held_out = held_out[np.isin(held_out, used)]
     if not len(train_rows):
-        raise DataError(f"no judgement of {dataset.path} is left to train on: {_counts(left_out)}")
+        raise _nothing_left(dataset, asked, left_out)
+    longest = longest_input(model)
+    if longest is not None and tokens.facts["longest"] > longest:
+        raise DataError(
+            f"the longest prompt + response has {tokens.facts['longest']} tokens, {type(model).__name__} reads at most {longest}: "
+            f"set text.max_length = {longest}, and text.too_long for what is longer"
+        )
+    _settle(model, recipe)
+    if asked.kind == "reward":
+        model = scorer_on(model, tokenizer, seed=recipe.run.seed, heads=asked.ensemble.heads)
+    if adapter is not None:
+        model = attach(model, adapter, seed=recipe.run.seed, fresh=fresh_weights(model))
+    objective = _objective(recipe, asked, model, tokenizer, tokens, final, base, dataset)
     rows = Rows(
         [dataset.row_id(i) for i in train_rows.tolist()], dataset.prompt_of[train_rows].astype(np.int64), train_rows
     )
@@ -165,6 +211,7 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
         "tokens": {"key": tokens.key, **tokens.facts},
         "compute": {"path": objective.wrapped.compute, "why": objective.wrapped.why},
         "left_out": _counts(left_out),
+        **({"adapter": adapter_facts(model, adapter)} if adapter is not None else {}),
     }
     return Prepared(recipe, dataset, tokenizer, objective, rows, held_out if len(held_out) else None, facts, left_out)
 
@@ -175,12 +222,22 @@ def _base(
     """The model that training starts from. From scratch it is made by a run of its own, `sft` in the folder `base`."""
     scratch = recipe.model.scratch
     if scratch is not None and recipe.objective["kind"] == "sft":
+        if recipe.adapter is not None:
+            raise RecipeError(
+                "[adapter] needs a base that has learnt something: sft on model.scratch makes one, without an adapter"
+            )
         tokenizer = train_tokenizer(dataset_texts(dataset, split.parts["train"]), scratch.vocab)
         return make_model(scratch, tokenizer, recipe.run.seed), tokenizer
     if scratch is not None:
         train(
             recipe.model_copy(
-                update={"objective": {"kind": "sft"}, "train": scratch.train, "reference": None, "adapter": None}
+                update={
+                    "data": recipe.data.model_copy(update={"score_margin": 0.0}),
+                    "objective": {"kind": "sft"},
+                    "train": scratch.train,
+                    "reference": None,
+                    "adapter": None,
+                }
             ),
             folder / "base",
             quiet=quiet,
@@ -190,66 +247,94 @@ def _base(
 
 def _start(recipe: Recipe, folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """The base where it lies: the folder or hub name of the recipe, or the run in `base` that made it."""
+    seed = recipe.run.seed
     if recipe.model.hub is not None:
-        return load_base(recipe.model.hub, hub=True, revision=recipe.model.revision)
-    return load_base(recipe.model.path or folder / "base")
+        return load_base(recipe.model.hub, hub=True, revision=recipe.model.revision, seed=seed)
+    return load_base(recipe.model.path or folder / "base", seed=seed)
+
+
+def _has_scores(dataset: Dataset, rows: np.ndarray) -> bool:
+    return "score" in set(dataset.judgements["kind"].take(rows).to_pylist())
+
+
+def _unused(
+    wanted: np.ndarray, views: Sequence[View], tokens: Tokens | None = None, final: Sequence[View] = ()
+) -> list[tuple[int, str]]:
+    """(row, reason) of each judgement that no term uses, in the order of `wanted`."""
+    reasons: dict[int, str] = {}
+    for view in views:
+        reasons |= dict(view.left_out)
+    if tokens is not None:
+        reasons |= dict(tokens.left_out)
+    for view in final:
+        reasons |= dict(view.left_out)
+    used = {int(r) for view in final for r in view.row}
+    return [(int(r), reasons[int(r)]) for r in wanted if int(r) in reasons and int(r) not in used]
+
+
+def _nothing_left(dataset: Dataset, asked: Asked, left_out: Sequence[tuple[int, str]]) -> DataError:
+    return DataError(f"no judgement of {dataset.path} is left to train {asked.kind} on: {_counts(left_out)}")
 
 
 def _objective(
     recipe: Recipe,
-    kind: str,
-    table: Mapping[str, Any],
+    asked: Asked,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     tokens: Tokens,
-    view: Any,
+    views: Sequence[View],
     base: str,
-) -> Sft | Reward | Preference:
-    """The objective that [objective] names, with the rest of the table bound to its loss."""
+    dataset: Dataset,
+) -> LanguageObjective:
+    """The objective that [objective] names, its terms fed with what the dataset has for each."""
     micro = recipe.train.micro_batch or recipe.train.batch
-    model.to(recipe.run.device, getattr(torch, recipe.run.dtype))
-    if kind == "sft":
-        bind(lambda: None, table, "[objective] of sft")
-        _reference_kind(recipe, kind)
-        return Sft(Policy(model, recipe.model.compute), tokens, view, micro)
-    if kind == "reward":
-        _reference_kind(recipe, kind)
+    terms = [fed(term, view, tokens) for term, view in zip(asked.terms, views, strict=True)]
+    judge: RewardScorer | PolicyScorer
+    if asked.kind == "reward":
+        _reference_kind(recipe, asked)
         scorer = RewardModel.on(model, tokenizer, seed=recipe.run.seed, compute=recipe.model.compute)
-        return Reward(scorer, tokens, view, table=table, micro_batch=micro)
-    if kind in pair_losses():
+        judge = RewardScorer(scorer, tokens, asked.judges, micro, asked.ensemble)
+    else:
         policy = Policy(model, recipe.model.compute)
-        reference = _reference(recipe, kind, policy, base, tokens, _groups(view))
-        return Preference(policy, tokens, view, reference, loss=kind, table=table, micro_batch=micro)
-    raise RecipeError(f"[objective] kind = {kind!r} is unknown (known: sft, reward, {', '.join(pair_losses())})")
+        mentions = [term.mentions(np.arange(len(term.view))) for term in terms]
+        prompts, responses = (np.concatenate(each).tolist() for each in zip(*mentions, strict=True))
+        reference = _reference(recipe, asked, policy, base, tokens, by_prompt(prompts, responses))
+        judge = PolicyScorer(policy, tokens, asked.judges, reference, micro)
+    return LanguageObjective(judge, terms, micro, seed=recipe.run.seed, row_ids=dataset.row_ids())
 
 
 def _groups(view: Comparisons) -> Sequence[Group]:
     return by_prompt(np.repeat(view.prompt, 2).tolist(), np.stack([view.a, view.b], axis=1).ravel().tolist())
 
 
-def _reference_kind(recipe: Recipe, loss: str) -> str:
-    """Which reference a run of this loss has. RecipeError where [reference] says one that it cannot use."""
+def _reference_kind(recipe: Recipe, asked: Asked) -> str:
+    """Which reference a run of this objective has. RecipeError where [reference] says one that it cannot use."""
     return choose(
         recipe.reference,
-        loss,
-        ratio=loss in LOSSES and LOSSES[loss].needs_reference,
-        distribution=loss in LOSSES and any(name.startswith("kl_") for name in LOSSES[loss].needs),
+        asked.kind,
+        ratio=asked.needs_reference,
+        distribution=asked.needs_distribution,
         adapter=recipe.adapter is not None,
     )
 
 
 def _reference(
-    recipe: Recipe, loss: str, policy: Policy, base: str, tokens: Tokens, groups: Sequence[Group]
+    recipe: Recipe, asked: Asked, policy: Policy, base: str, tokens: Tokens, groups: Sequence[Group]
 ) -> Reference | None:
     """The reference of a run that is about to start: `policy` is still what training starts from, on the base `base`."""
-    kind, table = _reference_kind(recipe, loss), recipe.reference
+    kind, table = _reference_kind(recipe, asked), recipe.reference
     if kind == "none":
         return None
     if kind == "moving":
         assert table is not None and table.tau is not None
         return Moving(policy, base, alpha=table.alpha or 1.0, tau=table.tau)
-    adapted = is_adapted(policy.model)
+    adapter = bind_adapter(recipe.adapter) if recipe.adapter is not None else None
     if kind == "adapter-off":
+        if adapter is not None and not adapter.keeps_base:
+            raise RecipeError(
+                f"[reference] kind = 'adapter-off': an adapter of kind {adapter.kind!r} changes the base's weights when it starts, so the base "
+                "is not what is left without it; take 'cached' or 'frozen'"
+            )
         return Live(without_adapter(policy), base, kind=kind)
     if table is not None and (table.path or table.hub):
         other, weights = _other_reference(table, recipe, tokens)
@@ -258,12 +343,19 @@ def _reference(
                 f"[reference] kind = 'frozen' shares its batches with the policy, which is computed {policy.compute}; the reference cannot "
                 f"({other.why}): set model.compute = 'padded', or take kind = 'cached'"
             )
-    else:
-        other, weights = (without_adapter(policy) if adapted else frozen(policy) if kind == "frozen" else policy), base
+    elif adapter is not None and adapter.keeps_base:
+        other, weights = without_adapter(policy), base
+    elif kind == "frozen":
+        other, weights = frozen(policy), base
+    else:  # an adapter that changed the base gives it back to float error; its artefact goes under a name of its own
+        other, weights = (
+            policy,
+            base if adapter is None else f"{base} {adapter.kind} {weights_digest(trained_state(policy.model))}",
+        )
     if kind == "frozen":
         return Live(other, weights, weights == base)
     environment = environment_digest(recipe.run)
-    return reference_logps(other, weights, tokens, groups, environment, is_start=weights == base)
+    return reference_logps(other, weights, tokens, groups, environment, is_start=weights.startswith(base))
 
 
 def _other_reference(table: ReferenceTable, recipe: Recipe, tokens: Tokens) -> tuple[Policy, str]:
@@ -275,8 +367,21 @@ def _other_reference(table: ReferenceTable, recipe: Recipe, tokens: Tokens) -> t
         raise RecipeError(
             f"[reference] {name} has another tokenizer than the model: log-probabilities of other tokens cannot be compared"
         )
-    model.to(recipe.run.device, getattr(torch, recipe.run.dtype)).requires_grad_(False).eval()
+    _settle(model, recipe).requires_grad_(False).eval()
     return Policy(model, recipe.model.compute), weights
+
+
+def _settle(model: Any, recipe: Recipe) -> Any:
+    """The model where [run] says and its weights in their type; an adapter's stay in float32.
+
+    Buffers stay as they are: the frequencies of rotary positions, in eight bits, would put words in wrong places.
+    """
+    model.to(recipe.run.device)
+    adapted, dtype = is_adapted(model), getattr(torch, recipe.run.dtype)
+    for tensor in model.parameters():
+        if not (adapted and tensor.requires_grad):
+            tensor.data = tensor.data.to(dtype)
+    return model
 
 
 def replay(run: str | Path, first: int, last: int) -> dict[str, Any]:
@@ -310,24 +415,24 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
         else:
             dataset = open_dataset(on)
             name, parts = dataset.root[:16], {"all": np.arange(dataset.n_judgements)}
-        model, tokenizer = load_base(folder)
-        view = comparisons(dataset, np.concatenate(list(parts.values())))
+        model, tokenizer = load_base(folder, keep_adapter=True)
+        margin, wanted = recipe.data.score_margin, np.concatenate(list(parts.values()))
+        view = comparisons(dataset, wanted, margin)
         if not len(view.row):
             raise DataError(f"nothing in {dataset.path} compares two responses: {_counts(view.left_out)}")
-        tokens = tokenise(dataset, np.unique(view.row), tokenizer, recipe.text, stops=_stops(model))
-        left_out = [*view.left_out, *tokens.left_out]
-        view = comparisons(dataset, tokens.rows)
-        scorer, reference = _scorer(recipe, folder, model, tokenizer, tokens, view, _groups(view))
-        scores = scorer.scores(tokens.rows, reference)
-        order = np.argsort(scores["edge"])
+        tokens = tokenise(dataset, view.reads, tokenizer, recipe.text, **_reading(model))
+        before, view = view, apart(comparisons(dataset, tokens.rows, margin), tokens)
+        left_out = _unused(wanted, [before], tokens, [view])
+        scorer, reference = _scorer(recipe, folder, model, tokenizer, tokens, _groups(view))
+        scores = scorer.scores(view, reference)
 
-        words = BagOfWords.fit(own, comparisons(own, split.parts["train"]))
+        words = BagOfWords.fit(own, comparisons(own, split.parts["train"], margin))
         table = evaluation_table(
             dataset,
             view,
             parts,
             {
-                k: scores[k][order]
+                k: scores[k]
                 for k in (*SCORES, *(POLICY_SCORES if "ref_logp_a" in scores else ()), *KL_SCORES)
                 if k in scores
             },
@@ -338,7 +443,7 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
             "dataset_root": dataset.root,
             "split_digest": split.digest if on is None else None,
             "ledger_head": read_head(folder),
-            "weights_digest": weights_digest(model),
+            "weights_digest": weights_digest(trained_state(model)),
             "objective": recipe.objective,
             "left_out": _counts(left_out),
             "bag of words": words.facts,
@@ -363,39 +468,36 @@ def _scorer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     tokens: Tokens,
-    view: Comparisons,
     groups: Sequence[Group],
-) -> tuple[Reward | Preference, Policy | None]:
-    """A finished run's model as what scores comparisons, and the reference policy where the run has one."""
-    kind, table = recipe.objective["kind"], {k: v for k, v in recipe.objective.items() if k != "kind"}
+) -> tuple[RewardScorer | PolicyScorer, Policy | None]:
+    """A finished run's model as what scores responses, and the reference policy where the run has one."""
+    asked = read_objective(recipe.objective)
     micro = recipe.train.micro_batch or recipe.train.batch
-    model.to(recipe.run.device, getattr(torch, recipe.run.dtype))
-    if kind == "reward":
+    _settle(model, recipe)
+    if asked.kind == "reward":
         scorer = RewardModel.on(model, tokenizer, seed=recipe.run.seed, compute=recipe.model.compute)
-        return Reward(scorer, tokens, view, table=table, micro_batch=micro), None
+        if asked.ensemble.heads > 1:
+            scorer.load_heads(folder / "model")
+        return RewardScorer(scorer, tokens, asked.judges, micro, asked.ensemble), None
     policy = Policy(model, recipe.model.compute)
-    if kind == "sft":  # no preference was trained: a response's score is its mean log-probability per token
-        return Preference(
-            policy, tokens, view, None, loss="simpo", table={"beta": 1.0, "gamma": 0.0}, micro_batch=micro
-        ), None
-    if not needs_reference(kind):
-        return Preference(policy, tokens, view, None, loss=kind, table=table, micro_batch=micro), None
+    if not asked.needs_reference:
+        return PolicyScorer(policy, tokens, asked.judges, None, micro), None
     table_of = recipe.reference
     if table_of is not None and (table_of.path or table_of.hub):
         reference, weights = _other_reference(table_of, recipe, tokens)
     else:  # also where the reference moved: what a run has learnt is told from where it began
         base, _ = _start(recipe, folder)
         weights = weights_digest(base)
-        reference = Policy(base.to(recipe.run.device, getattr(torch, recipe.run.dtype)), recipe.model.compute)
+        reference = Policy(_settle(base, recipe), recipe.model.compute)
     artefact = reference_logps(reference, weights, tokens, groups, environment_digest(recipe.run))
-    return Preference(policy, tokens, view, artefact, loss=kind, table=table, micro_batch=micro), reference
+    return PolicyScorer(policy, tokens, asked.judges, artefact, micro), reference
 
 
 def _example(
     dataset: Dataset,
     view: Comparisons,
     edge: int,
-    scorer: Reward | Preference,
+    scorer: RewardScorer | PolicyScorer,
     tokenizer: PreTrainedTokenizerBase,
     part: str,
     category: str | None,
@@ -449,11 +551,10 @@ def score(run: str | Path, file: str | Path) -> list[dict[str, Any]]:
             ),
             Path(scratch) / "dataset",
         )
-        model, tokenizer = load_base(folder)
-        tokens = tokenise(dataset, np.arange(dataset.n_judgements), tokenizer, recipe.text, stops=_stops(model))
-        nothing = comparisons(dataset, np.zeros(0, dtype=np.int64))
+        model, tokenizer = load_base(folder, keep_adapter=True)
+        tokens = tokenise(dataset, np.arange(dataset.n_judgements), tokenizer, recipe.text, **_reading(model))
         asked = by_prompt(dataset.prompt_of[tokens.rows].tolist(), dataset.responses_of.take(tokens.rows).flat.tolist())
-        scorer, _ = _scorer(recipe, folder, model, tokenizer, tokens, nothing, asked)
+        scorer, _ = _scorer(recipe, folder, model, tokenizer, tokens, asked)
         place = {orjson.loads(extra)["n"]: i for i, extra in enumerate(dataset.column("extra"))}
         kept = set(tokens.rows.tolist())
         reasons = dict(tokens.left_out)
@@ -464,15 +565,18 @@ def score(run: str | Path, file: str | Path) -> list[dict[str, Any]]:
             if i in kept:
                 r = int(dataset.responses_of[i][0])
                 values = scorer.contributions(int(dataset.prompt_of[i]), r)
-                scored.append({**said, "reward": float(values.sum()), "tokens": len(tokens.responses[r])})
+                unsure = scorer.uncertainty(int(dataset.prompt_of[i]), r) if isinstance(scorer, RewardScorer) else {}
+                scored.append({**said, "reward": float(values.sum()), "tokens": len(tokens.responses[r]), **unsure})
             else:
                 scored.append({**said, "reward": None, "reason": reasons[i]})
     return scored + bad
 
 
-def _stops(model: Any) -> int | list[int] | None:
-    """The tokens that end a turn, as the model's generation config says; a reward model has none."""
-    return getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+def _reading(model: Any) -> dict[str, Any]:
+    """How a model reads text: as a pair, if it is an encoder; else up to a token that its generation config says ends a turn."""
+    if reads_pairs(model):
+        return {"pair": True}
+    return {"stops": getattr(getattr(model, "generation_config", None), "eos_token_id", None)}
 
 
 def _recipe_of(folder: Path) -> Recipe:
