@@ -160,6 +160,59 @@ def split(
 
 
 @app.command()
+def recipe(
+    from_trl: Annotated[
+        Path,
+        typer.Option(
+            "--from-trl",
+            metavar="FILE",
+            help="TRL's arguments: YAML, JSON, a command line or shell script, or a Python script.",
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The recipe to write; default: standard output.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="The frozen dataset; default: data/ and dataset_name.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="dpo, kto, reward, cpo or orpo, where the file does not show it.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes TRL was launched with: they multiply the batch.")
+    ] = None,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Lay one of TRL's arguments over the file.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Leave out an argument that no recipe can say.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a recipe of another trainer's arguments, and say what became of each."""
+    from holdfast.moving import MEANINGS
+    from holdfast.moving import from_trl as run
+
+    made = run(from_trl, method=method, data=data, processes=processes, settings=set or [], without=without or [])
+    if output is not None:
+        if output.exists():
+            raise HoldfastError(f"{output} exists; choose another file with -o, or delete it")
+        output.write_text(made.toml, encoding="utf-8")
+    if json:
+        _say(True, {"method": made.method, "recipe": made.recipe, "lines": [asdict(line) for line in made.lines]})
+        return
+    if output is None:
+        sys.stdout.write(made.toml)
+    to = out if output is not None else err
+    for kind, meaning in MEANINGS.items():
+        lines = [line for line in made.lines if line.kind == kind]
+        if lines:
+            to.print(f"\n[bold]{meaning}[/]", highlight=False)
+        for line in lines:
+            to.print(escape(f"  {line}"), highlight=False, soft_wrap=True)
+    if output is not None:
+        to.print(f"\n[bold]{escape(str(output))}[/]  go on with  holdfast train {output}", highlight=False)
+
+
+@app.command()
 def export(
     dataset: Annotated[Path, typer.Argument(help="A frozen dataset.")],
     output: Annotated[
