@@ -175,7 +175,9 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     wanted = np.concatenate([split.parts["train"], held_out])
     margin = recipe.data.score_margin
     if margin and (not _has_scores(dataset, wanted) or all(t.function.family in ("sft", "label") for t in asked.terms)):
-        raise RecipeError(f"[data] score_margin = {margin:g} has no effect: the objective compares no scores; leave it out")
+        raise RecipeError(
+            f"[data] score_margin = {margin:g} has no effect: the objective compares no scores; leave it out"
+        )
     views = [feed(term, dataset, wanted, margin) for term in asked.terms]
     reads = np.unique(np.concatenate([v.reads for v in views]))
     if not len(reads):
@@ -197,6 +199,10 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     _settle(model, recipe)
     if asked.kind == "reward":
         model = scorer_on(model, tokenizer, seed=recipe.run.seed, heads=asked.ensemble.heads)
+    if adapter is not None and asked.ensemble.heads > 1:
+        raise RecipeError(
+            f"[objective] heads = {asked.ensemble.heads}: an adapter is kept with one score head; leave one out"
+        )
     if adapter is not None:
         model = attach(model, adapter, seed=recipe.run.seed, fresh=fresh_weights(model))
     objective = _objective(recipe, asked, model, tokenizer, tokens, final, base, dataset)
@@ -300,7 +306,9 @@ def _objective(
         prompts, responses = (np.concatenate(each).tolist() for each in zip(*mentions, strict=True))
         reference = _reference(recipe, asked, policy, base, tokens, by_prompt(prompts, responses))
         judge = PolicyScorer(policy, tokens, asked.judges, reference, micro)
-    return LanguageObjective(judge, terms, micro, seed=recipe.run.seed, row_ids=dataset.row_ids())
+    return LanguageObjective(
+        judge, terms, micro, seed=recipe.run.seed, row_ids=dataset.row_ids if asked.ensemble.heads > 1 else None
+    )
 
 
 def _groups(view: Comparisons) -> Sequence[Group]:

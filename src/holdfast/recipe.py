@@ -65,6 +65,9 @@ class DataTable(Table):
 
     dataset: str = Field(description="the dataset's folder")
     root: str | None = Field(None, description="the root it must have")
+    score_margin: float = Field(
+        0.0, ge=0, description="scores of one prompt are compared where they differ by more than this"
+    )
     split: SplitTable = SplitTable()
 
 
@@ -279,25 +282,36 @@ def bind(function: Callable[..., Any], table: Mapping[str, Any], where: str) -> 
 
     Only keyword-only parameters can be bound. An unknown key, a wrong type or a missing required key is a RecipeError.
     """
-    parameters = {n: p for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    hints = typing.get_type_hints(function)
+    return bind_all([function], table, where)[0]
+
+
+def bind_all(functions: Sequence[Callable[..., Any]], table: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """As `bind`, for several functions that share a table: a key goes to each function that has it, and must be one's."""
+    signatures = [
+        {n: p for n, p in inspect.signature(f).parameters.items() if p.kind is p.KEYWORD_ONLY} for f in functions
+    ]
+    known = {name: None for parameters in signatures for name in parameters}
     for key in table:
-        if key not in parameters:
-            raise RecipeError(f"{where}: {unknown_key(key, list(parameters))}")
-    bound: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        if name in table:
-            bound[name] = _typed(table[name], hints.get(name, Any), f"{where}: {name}")
-        elif parameter.default is parameter.empty:
-            raise RecipeError(f"{where}: {name} must be given")
-        else:
-            bound[name] = parameter.default
+        if key not in known:
+            raise RecipeError(f"{where}: {unknown_key(key, list(known))}")
+    bound: list[dict[str, Any]] = []
+    for function, parameters in zip(functions, signatures, strict=True):
+        hints = typing.get_type_hints(function)
+        own: dict[str, Any] = {}
+        for name, parameter in parameters.items():
+            if name in table:
+                own[name] = _typed(table[name], hints.get(name, Any), f"{where}: {name}")
+            elif parameter.default is parameter.empty:
+                raise RecipeError(f"{where}: {name} must be given")
+            else:
+                own[name] = parameter.default
+        bound.append(own)
     return bound
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` as `hint` (bool, int, float, str, Literal, or one of those or None), or a RecipeError."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for option in options:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):

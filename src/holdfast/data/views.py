@@ -67,7 +67,9 @@ class Comparisons:
 
     def only(self, keep: np.ndarray, reason: str) -> Comparisons:
         """The edges where `keep`, (E,) bool; a judgement's edges sum to 1 again, and one that lost all is left out."""
-        kept = np.zeros(0, dtype=np.int64) if not len(self) else np.unique(self.row[keep])
+        if keep.all():
+            return self
+        kept = np.unique(self.row[keep])
         lost = np.setdiff1d(self.row, kept)
         row, weight = self.row[keep], self.weight[keep]
         number = np.searchsorted(kept, row)
@@ -94,6 +96,18 @@ class Rankings:
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def only(self, keep: np.ndarray, reason: str) -> Rankings:
+        """The rankings where `keep`, (L,) bool; the others are left out. (`reads` stays.)"""
+        at = np.flatnonzero(keep)
+        return replace(
+            self,
+            row=self.row[at],
+            prompt=self.prompt[at],
+            responses=self.responses.take(at),
+            ranks=self.ranks.take(at),
+            left_out=[*self.left_out, *((int(r), reason) for r in self.row[~keep])],
+        )
 
 
 @dataclass(frozen=True)

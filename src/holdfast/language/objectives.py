@@ -1,296 +1,294 @@
-"""Language objectives: how rows become a loss. `sft`, `reward`, and every pair loss of `holdfast.losses` by its own name.
+"""The language objective: rows -> prompt groups -> what the models say -> losses.
 
-An objective holds the choice of loss and nothing of the loop. All of them see a step as prompt groups (`planning`), computed packed or
-padded by the policy; a loss is a pure function that names the quantities it needs, and only those are computed.
+It holds the choice of losses (`terms`) and nothing of the loop. A step is planned as micro-batches of whole prompt groups, computed packed
+or padded by the model; a loss is a pure function that names the quantities it needs, and only those are computed. What a loss must know of
+a whole step (a loss that couples rows; an estimate over the step; a running mean) is found so that it does not hang on the micro-batches.
 """
 
-# Axes: R responses of a batch, E comparisons (edges), N response tokens.
+# Axes: X examples of a term in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.data.views import Comparisons, Preferred
 from holdfast.errors import IntegrityError, RecipeError
 from holdfast.language import packing
-from holdfast.language.planning import by_prompt, micro_batches
-from holdfast.language.policy import Policy, RewardModel
-from holdfast.language.reference import COARSE, Reference
-from holdfast.language.tokens import Tokens
-from holdfast.losses import LOSSES, dry_run, soft
-from holdfast.recipe import bind
+from holdfast.language.planning import by_prompt, micro_batches, mismatched
+from holdfast.language.reference import COARSE
+from holdfast.language.scoring import PolicyScorer, RewardScorer
+from holdfast.language.terms import Fed, FedLabels, Said
+from holdfast.losses import kto_z0
+from holdfast.training.determinism import derive
 from holdfast.training.objective import Sums
+from holdfast.training.order import mix
 
 # Largest |log-ratio| per token that sums in another order may show before the first step.
 STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 
 
+@dataclass(eq=False)
+class Step:
+    """All that is planned together: a training step, or the held-out rows of an evaluation.
+
+    scale: what each term's sum is multiplied by, so that the terms' weighted means come out when the loop divides by the rows.
+    seen: per term with state, what its update needs of each batch. whole, z0: found when first asked for.
+    """
+
+    rows: np.ndarray
+    scale: list[float]
+    batches: list[Batch] = field(default_factory=list)
+    seen: dict[int, list[tuple[np.ndarray, dict[str, Tensor]]]] = field(default_factory=dict)
+    whole: dict[int, Coupled] | None = None
+    z0: dict[int, Tensor] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: the forward's input, and the comparisons over its responses (empty for sft)."""
+    """One micro-batch: the forward's input, and per term the examples over its responses."""
 
     rows: np.ndarray  # (B,) dataset rows
-    edges: np.ndarray  # (E,) positions in the objective's comparisons
-    a_E: Tensor  # (E,) place of each comparison's first response among the batch's responses
-    b_E: Tensor
+    examples: tuple[np.ndarray, ...]
     forward: packing.Batch
+    step: Step
+    number: int  # of the step's batches
 
 
-class _Language:
-    """What the language objectives share: planning, held-out figures, and no state beyond the model."""
+@dataclass(frozen=True)
+class Coupled:
+    """A loss that couples rows, over a whole step: its value per example of the step, and per batch its derivative with respect to every
+    quantity of the batch.
+    """
 
-    def __init__(self, model: Policy | RewardModel, tokens: Tokens, micro_batch: int):
-        self.wrapped = model
-        self.model = model.model
-        self.tokens = tokens
-        self.micro_batch = micro_batch  # most judgements per forward, in training and on held-out rows alike
-
-    def _prompts(self, rows: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
-
-    def _batch(self, rows: np.ndarray) -> Batch:
-        raise NotImplementedError
-
-    def loss(self, batch: Batch) -> tuple[Tensor, Sums]:
-        raise NotImplementedError
-
-    def batches(self, rows: np.ndarray) -> list[Batch]:
-        return [self._batch(part) for part in micro_batches(rows, self._prompts(rows), self.micro_batch)]
-
-    def normaliser(self, rows: np.ndarray) -> float:
-        """Judgements: each weighs one, however many comparisons it makes."""
-        return float(len(rows))
-
-    def figures(self, rows: np.ndarray) -> dict[str, float]:
-        """Figures over held-out rows: every sum first, one division at the end."""
-        sums: dict[str, tuple[float, float]] = {}
-        for batch in self._quietly(rows):
-            total, metrics = self.loss(batch)
-            _add(sums, {"loss": (float(total), self.normaliser(batch.rows)), **metrics})
-        return {name: value / weight for name, (value, weight) in sums.items() if weight and name != "tokens"}
-
-    def _quietly(self, rows: np.ndarray):
-        """The batches of rows, evaluated without gradient or dropout."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                yield from self.batches(rows)
-        finally:
-            self.model.train(training)
-
-    def begin(self) -> dict[str, Any]:
-        return {}
-
-    def after_step(self, step: int) -> dict[str, Any]:
-        return {}
-
-    def extra_state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_extra_state(self, state: dict[str, Tensor]) -> None:
-        return None
+    share: float
+    derivative: list[dict[str, Tensor]]
 
 
-class Sft(_Language):
-    """Maximum likelihood of preferred responses: negative log-likelihood per response token."""
+class LanguageObjective:
+    """Losses on a policy or a reward model, as the one loop wants them (`training.objective.Objective`).
 
-    def __init__(self, policy: Policy, tokens: Tokens, preferred: Preferred, micro_batch: int):
-        super().__init__(policy, tokens, micro_batch)
-        self.policy = policy
-        at = {int(row): i for i, row in enumerate(preferred.row)}
-        self._at: Callable[[np.ndarray], list[int]] = lambda rows: [at[int(row)] for row in rows]
-        self.preferred = preferred
-
-    def _prompts(self, rows: np.ndarray) -> np.ndarray:
-        return self.preferred.prompt[self._at(rows)]
-
-    def _batch(self, rows: np.ndarray) -> Batch:
-        at = self._at(rows)
-        groups = by_prompt(self.preferred.prompt[at].tolist(), self.preferred.response[at].tolist())
-        none = torch.zeros(0, dtype=torch.long)
-        return Batch(rows, np.zeros(0, dtype=np.int64), none, none, self.policy.batch(self.tokens, groups))
-
-    def normaliser(self, rows: np.ndarray) -> float:
-        """Response tokens."""
-        return float(sum(len(self.tokens.responses[int(r)]) for r in self.preferred.response[self._at(rows)]))
-
-    def loss(self, batch: Batch) -> tuple[Tensor, Sums]:
-        out = self.policy.logps(batch.forward)
-        total = -out.sum_R.sum()
-        n = float(out.length_R.sum())
-        return total, {"nll": (float(total.detach()), n), "tokens": (float(batch.forward.n_tokens), 1.0)}
-
-
-class _Compare(_Language):
-    """Objectives over comparisons: a pair loss on two quantities per response, soft labels and ties included.
-
-    A tie is the soft label 1/2 and a soft preference is its probability: p L(a, b) + (1 - p) L(b, a).
+    fed: the terms with their examples; several make a weighted sum. row_ids: the rows' digests, by number (a bootstrap is drawn from them).
     """
 
     def __init__(
         self,
-        model: Policy | RewardModel,
-        tokens: Tokens,
-        comparisons: Comparisons,
-        loss: str,
-        table: Mapping[str, Any],
-        micro: int,
+        scorer: PolicyScorer | RewardScorer,
+        fed: Sequence[Fed],
+        micro_batch: int,
+        *,
+        seed: int = 0,
+        row_ids: Sequence[str] | None = None,
     ):
-        super().__init__(model, tokens, micro)
-        self.comparisons = comparisons
-        self.function = LOSSES[loss]
-        self.keys = bind(self.function, table, "[objective]")
-        dry_run(self.function, **self.keys)
-        self.needs = self.function.needs
-        order = np.argsort(comparisons.row, kind="stable")
-        rows, first, count = np.unique(comparisons.row[order], return_index=True, return_counts=True)
-        self._edges = {int(row): order[f : f + n] for row, f, n in zip(rows, first, count, strict=True)}
+        self.scorer, self.fed, self.micro_batch = scorer, list(fed), micro_batch
+        self.wrapped, self.model, self.tokens = scorer.wrapped, scorer.model, scorer.tokens
+        self.reference = scorer.reference if isinstance(scorer, PolicyScorer) else None
+        self.ensemble = scorer.ensemble if isinstance(scorer, RewardScorer) else None
+        self.needs = {n for f in self.fed for n in f.function.needs}
+        self.rows = np.unique(np.concatenate([f.rows for f in self.fed]))
+        self.seed = seed
+        self._ids = row_ids
+        self._state = {
+            (k, name): torch.zeros((), device=self.model.device)
+            for k, f in enumerate(self.fed)
+            for name in f.function.updates
+        }
+        self._taken: Step | None = None  # the training step whose rewards `after_step` has yet to see
 
-    def _edges_of(self, rows: np.ndarray) -> np.ndarray:
-        return np.concatenate([self._edges[int(row)] for row in rows])
+    # The plan.
 
-    def _prompts(self, rows: np.ndarray) -> np.ndarray:
-        return self.comparisons.prompt[[self._edges[int(row)][0] for row in rows]]
+    def batches(self, rows: np.ndarray) -> list[Batch]:
+        self._taken = self._plan(rows)
+        return self._taken.batches
 
-    def _batch(self, rows: np.ndarray) -> Batch:
-        edges, c = self._edges_of(rows), self.comparisons
-        prompts = np.repeat(c.prompt[edges], 2)
-        responses = np.stack([c.a[edges], c.b[edges]], axis=1).ravel()
-        forward = self.wrapped.batch(self.tokens, by_prompt(prompts.tolist(), responses.tolist()))
-        return Batch(rows, edges, forward.where(c.a[edges]), forward.where(c.b[edges]), forward)
+    def _plan(self, rows: np.ndarray) -> Step:
+        step = Step(rows, self._scale(rows))
+        prompts = np.array([self._prompt_of(int(row)) for row in rows])
+        for n, part in enumerate(micro_batches(rows, prompts, self.micro_batch)):
+            examples = tuple(f.examples(part) for f in self.fed)
+            named = [f.mentions(x) for f, x in zip(self.fed, examples, strict=True)]
+            mentioned, responses = (np.concatenate(each).tolist() for each in zip(*named, strict=True))
+            forward = self.wrapped.batch(self.tokens, by_prompt(mentioned, responses))
+            step.batches.append(Batch(part, examples, forward, step, n))
+        return step
 
-    def _responses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Per response: the quantities that a loss may name (`r`, `logp`, `n`, ...), and the reward that metrics show."""
-        raise NotImplementedError
+    def _prompt_of(self, row: int) -> int:
+        return next(p for p in (f.prompt_of(row) for f in self.fed) if p is not None)
+
+    def normaliser(self, rows: np.ndarray) -> float:
+        """Of a single term its own (judgements; sft: response tokens); of a sum the judgements, see `Step.scale`."""
+        return self.fed[0].normaliser(rows) if len(self.fed) == 1 else float(len(rows))
+
+    def _scale(self, rows: np.ndarray) -> list[float]:
+        if len(self.fed) == 1:
+            return [1.0]
+        own = [f.normaliser(rows) for f in self.fed]
+        return [f.term.weight * len(rows) / n if n else 0.0 for f, n in zip(self.fed, own, strict=True)]
+
+    # The loss.
 
     def loss(self, batch: Batch) -> tuple[Tensor, Sums]:
-        c, device = self.comparisons, self.model.device
-        of_response, reward_R = self._responses(batch)
-        quantities = {}
-        for name in self.needs:
-            stem, _, side = name.rpartition("_")
-            if side in ("w", "l"):
-                quantities[name] = of_response[stem][batch.a_E if side == "w" else batch.b_E]
-            elif name == "margin":
-                quantities[name] = torch.tensor(
-                    np.nan_to_num(c.margin[batch.edges]), dtype=torch.float32, device=device
-                )
-            else:
-                raise RecipeError(
-                    f"[objective] loss {self.function.name!r} needs {name!r}, which this objective cannot give"
-                )
-        p_E = torch.tensor(c.p[batch.edges], dtype=torch.float32, device=device)
-        weight_E = torch.tensor(c.weight[batch.edges], dtype=torch.float32, device=device)
-        total = (soft(self.function, p_E, **quantities, **self.keys) * weight_E).sum()
-        return total, self._metrics(batch, of_response, reward_R.detach(), p_E, weight_E)
+        coupling = self._couplings(batch.step)  # before the forward: a first pass must not hold this one's graph
+        said = self.scorer.say(batch.forward, self.needs)
+        of = {name: value.detach() for name, value in said.of.items()}
+        parts: list[Tensor] = []
+        sums: dict[str, tuple[float, float]] = {"tokens": (float(batch.forward.n_tokens), 1.0)}
+        for k, (f, x) in enumerate(zip(self.fed, batch.examples, strict=True)):
+            if not len(x):
+                continue
+            part = self._part(k, x, batch, said, coupling.get(k))
+            scale = batch.step.scale[k]
+            parts.append(part if scale == 1.0 else part * scale)
+            before = f"{f.term.name}/" if len(self.fed) > 1 else ""
+            if before:
+                sums[f"{before}loss"] = (float(part.detach()), f.normaliser(batch.rows))
+            step = np.concatenate([b.examples[k] for b in batch.step.batches]) if isinstance(f, FedLabels) else x
+            metrics = f.metrics(x, batch.forward, of, step)
+            sums |= {before + name: value for name, value in metrics.items()}
+            if k in batch.step.z0:
+                sums[f"{before}kl"] = (float(batch.step.z0[k]) * len(x), float(len(x)))
+            if "delta" in f.function.updates:
+                sums[f"{before}delta"] = (float(self._state[k, "delta"]) * len(x), float(len(x)))
+        return parts[0] if len(parts) == 1 else torch.stack([p.double() for p in parts]).sum(), sums
 
-    def _metrics(
-        self, batch: Batch, of_response: dict[str, Tensor], reward_R: Tensor, p_E: Tensor, weight_E: Tensor
-    ) -> Sums:
-        """TRL's names. A tie has no winner: it counts in no accuracy."""
-        reward_a, reward_b = reward_R[batch.a_E], reward_R[batch.b_E]
-        sign_E = torch.sign(p_E - 0.5)
-        right_E = (torch.sign(reward_a - reward_b) * sign_E + 1) / 2
-        decided_E = weight_E * (sign_E != 0)
-        w, n = float(weight_E.sum()), float(decided_E.sum())
+    def _part(self, k: int, x: np.ndarray, batch: Batch, said: Said, coupled: Coupled | None) -> Tensor:
+        """One term's summed loss on its examples of a batch."""
+        f = self.fed[k]
+        if said.heads_RH is not None and said.heads_RH.shape[1] > 1:
+            return self._heads(f, x, batch, said)
+        q = self._quantities(k, x, batch, said)
+        for state, update in f.function.updates.items():
+            wanted = [n for n in inspect.signature(update).parameters if n in q and n != state]
+            batch.step.seen.setdefault(k, []).append((x, {n: q[n].detach() for n in wanted}))
+        if coupled is not None:
+            # Same gradient as the whole step's loss, and of its value this batch's share.
+            derivative = coupled.derivative[batch.number]
+            slope = torch.stack([(derivative[n] * q[n]).sum() for n in derivative]).sum()
+            return slope - slope.detach() + coupled.share * len(x)
+        if f.function.couples_rows:
+            return f.values(x, q).mean() * f.normaliser(batch.rows)
+        return (f.values(x, q) * self._weights(f, x, said)).sum()
 
-        def mean(x_E: Tensor) -> tuple[float, float]:
-            return float((x_E * weight_E).sum()), w
+    def _quantities(self, k: int, x: np.ndarray, batch: Batch, said: Said) -> dict[str, Tensor]:
+        f = self.fed[k]
+        given = {name: self._state[k, name] for name in f.function.updates}
+        if "z0" in f.function.needs:
+            given["z0"] = self._z0(k, batch.step)
+        return f.quantities(x, batch.forward, said, given)
 
-        chosen, rejected = torch.where(sign_E < 0, reward_b, reward_a), torch.where(sign_E < 0, reward_a, reward_b)
-        sums = {
-            "rewards/chosen": mean(chosen),
-            "rewards/rejected": mean(rejected),
-            "rewards/margins": mean(chosen - rejected),
-            "rewards/accuracies": (float((right_E * decided_E).sum()), n),
-            "tokens": (float(batch.forward.n_tokens), 1.0),
-        }
-        if "logp" in of_response:
-            logp_R = of_response["logp"].detach()
-            sums["logps/chosen"] = mean(torch.where(sign_E < 0, logp_R[batch.b_E], logp_R[batch.a_E]))
-            sums["logps/rejected"] = mean(torch.where(sign_E < 0, logp_R[batch.a_E], logp_R[batch.b_E]))
-        return sums
+    @staticmethod
+    def _weights(f: Fed, x: np.ndarray, said: Said) -> Tensor:
+        return torch.tensor(f.weights(x), dtype=torch.float32, device=next(iter(said.of.values())).device)
 
-    def scores(self, rows: np.ndarray, reference: Policy | None = None) -> dict[str, np.ndarray]:
-        """Columns of the evaluation table, one value per comparison of `rows`, with `edge` the comparison's number. No gradient.
+    def _heads(self, f: Fed, x: np.ndarray, batch: Batch, said: Said) -> Tensor:
+        """The mean over an ensemble's heads, each on its own resample of the judgements."""
+        assert said.heads_RH is not None and self.ensemble is not None
+        drawn_HX = self._bootstrap(f, x) if self.ensemble.bootstrap else np.ones((said.heads_RH.shape[1], len(x)))
+        weight_X = self._weights(f, x, said)
+        parts = []
+        for h, score_R in enumerate(said.heads_RH.unbind(1)):
+            q = f.quantities(x, batch.forward, Said({**said.of, "R": score_R}), {})
+            parts.append((f.values(x, q) * weight_X * torch.as_tensor(drawn_HX[h]).to(weight_X)).sum())
+        return torch.stack(parts).mean()
 
-        With a `reference` policy also `kl_a`, `kl_b`: the exact KL(policy || reference) of the next token, mean over the response's tokens.
+    def _bootstrap(self, f: Fed, x: np.ndarray) -> np.ndarray:
+        """(H, X) how often each head has the example's judgement: Poisson(1), by a hash of the judgement's digest, the seed and the head.
+
+        A bootstrap of many rows gives each about this many copies, and so a row's number does not hang on the other rows.
         """
-        columns: dict[str, list[np.ndarray]] = {}
-        for batch in self._quietly(rows):
-            of_response, reward_R = self._responses(batch)
-            of_response = {**of_response, "reward": reward_R}
-            if reference is not None:
-                kl_N = cast(Policy, self.wrapped).token_kl(batch.forward, reference)
-                total_R = torch.zeros_like(reward_R).index_add_(0, batch.forward.owner_N, kl_N.to(reward_R.dtype))
-                of_response["kl"] = total_R / of_response["n"]
-            columns.setdefault("edge", []).append(batch.edges)
-            for stem, values in of_response.items():
-                columns.setdefault(f"{stem}_a", []).append(values[batch.a_E].float().cpu().numpy())
-                columns.setdefault(f"{stem}_b", []).append(values[batch.b_E].float().cpu().numpy())
-        return {name: np.concatenate(parts) for name, parts in columns.items()}
+        assert self._ids is not None and self.ensemble is not None
+        key = np.array([int(self._ids[int(r)][:16], 16) for r in f.view.row[x]], dtype=np.uint64)
+        cumulative = np.cumsum(np.exp(-1.0) / np.cumprod(np.r_[1.0, np.arange(1.0, 20.0)]))
+        drawn = [mix(key, derive(self.seed, "bootstrap", h)) for h in range(self.ensemble.heads)]
+        return np.stack([np.searchsorted(cumulative, (u >> np.uint64(11)) * 2.0**-53, side="right") for u in drawn])
 
+    # What a loss must know of the whole step.
 
-class Preference(_Compare):
-    """Direct alignment: a pair loss on the policy's log-probabilities and, where the loss names it, their ratio to a reference."""
+    def _couplings(self, step: Step) -> dict[int, Coupled]:
+        """A first pass without gradient over the step's batches, for losses that couple rows; none where one batch is all.
 
-    def __init__(
-        self,
-        policy: Policy,
-        tokens: Tokens,
-        comparisons: Comparisons,
-        reference: Reference | None,
-        *,
-        loss: str,
-        table: Mapping[str, Any],
-        micro_batch: int,
-    ):
-        super().__init__(policy, tokens, comparisons, loss, table, micro_batch)
-        self.policy = policy
-        self.reference = reference
+        The whole loss's derivative with respect to each quantity is all that the second pass needs of the other batches.
+        """
+        coupled = [k for k, f in enumerate(self.fed) if f.function.couples_rows and len(step.batches) > 1]
+        if step.whole is not None or not coupled:
+            return step.whole or {}
+        parts: dict[int, list[dict[str, Tensor]]] = {k: [] for k in coupled}
+        with torch.no_grad(), self._same_draws():
+            for batch in step.batches:
+                said = self.scorer.say(batch.forward, self.needs)
+                for k in coupled:
+                    parts[k].append(self._quantities(k, batch.examples[k], batch, said))
+        step.whole = {}
+        for k in coupled:
+            f, x = self.fed[k], np.concatenate([b.examples[k] for b in step.batches])
+            with torch.enable_grad():
+                whole = {n: torch.cat([p[n] for p in parts[k]]).requires_grad_() for n in parts[k][0]}
+                value = f.values(x, whole).mean() * f.normaliser(step.rows)
+                slopes = torch.autograd.grad(value, list(whole.values()), allow_unused=True)
+            sizes = [len(b.examples[k]) for b in step.batches]
+            split = {n: g.split(sizes) for n, g in zip(whole, slopes, strict=True) if g is not None}
+            derivative = [{n: pieces[i] for n, pieces in split.items()} for i in range(len(sizes))]
+            step.whole[k] = Coupled(float(value.detach()) / len(x), derivative)
+        return step.whole
 
-    def _responses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        out = self.policy.logps(batch.forward)
-        quantities = {"logp": out.sum_R, "n": out.length_R.to(out.sum_R.dtype)}
-        if self.reference is not None:
-            ref_R = self.reference.logps(batch.forward).sum_R
-            quantities |= {"ref_logp": ref_R, "r": out.sum_R - ref_R}
-        implicit = float(self.keys.get("beta", 1.0)) * quantities["logp" if self.reference is None else "r"]
-        return quantities, implicit / quantities["n"] if self.function.per_token else implicit
+    def _z0(self, k: int, step: Step) -> Tensor:
+        """kto's estimate over the whole step, from its responses under other prompts."""
+        if k not in step.z0:
+            assert isinstance(self.scorer, PolicyScorer)
+            prompts, responses = self.fed[k].mentions(self.fed[k].examples(step.rows))
+            with self._same_draws():
+                step.z0[k] = kto_z0(self.scorer.mismatched(*mismatched(prompts, responses)))
+        return step.z0[k]
 
-    def contributions(self, prompt: int, response: int) -> np.ndarray:
-        """What each token adds to the implicit reward of one response: (tokens,) float32. No gradient."""
-        batch = self.policy.batch(self.tokens, [(prompt, [response])])
-        with torch.no_grad():
-            values = self.policy.logps(batch).token_N.float().cpu().numpy()
-        if self.reference is not None:
-            values = values - self.reference.logps(batch).token_N.float().cpu().numpy()
-        return float(self.keys.get("beta", 1.0)) * values / (len(values) if self.function.per_token else 1)
+    @contextmanager
+    def _same_draws(self) -> Iterator[None]:
+        """What is drawn inside (dropout) is drawn again after: the second pass sees what the first saw."""
+        device = self.model.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+
+    # Held-out figures, checks, state.
+
+    def figures(self, rows: np.ndarray) -> dict[str, float]:
+        """Figures over held-out rows: every sum first, one division at the end."""
+        sums: dict[str, tuple[float, float]] = {}
+        with self.scorer.quietly():
+            for batch in self._plan(rows).batches:
+                total, metrics = self.loss(batch)
+                for name, (value, weight) in {"loss": (float(total), self.normaliser(batch.rows)), **metrics}.items():
+                    before = sums.get(name, (0.0, 0.0))
+                    sums[name] = (before[0] + value, before[1] + weight)
+        return {name: value / weight for name, (value, weight) in sums.items() if weight and name != "tokens"}
 
     def begin(self) -> dict[str, Any]:
         """Step 0 must give a log-ratio of zero: otherwise the reference is not the policy's start, and nothing after would mean anything.
 
         A reference that the recipe takes from elsewhere has no such zero; the facts then say so.
         """
-        facts: dict[str, Any] = {"loss": self.function.name, **self.keys}
+        terms = [{**f.term.facts, **self._counts(f)} for f in self.fed]
+        if len(self.fed) == 1:
+            facts = terms[0]
+        else:
+            facts = {"terms": [{**t, "weight": f.term.weight} for t, f in zip(terms, self.fed, strict=True)]}
+        if self.ensemble is not None and self.ensemble.heads > 1:
+            facts |= {"heads": self.ensemble.heads, "bootstrap": self.ensemble.bootstrap}
         if self.reference is None:
             return facts
         if not self.reference.is_start:
             unchecked = "log-ratios not checked: the reference is another model than the one training starts from"
             return {**facts, "reference": {**self.reference.facts(), "step 0": unchecked}}
-        rows = np.unique(self.comparisons.row)
-        some = rows[np.linspace(0, len(rows) - 1, min(16, len(rows)), dtype=int)]
+        some = self.rows[np.linspace(0, len(self.rows) - 1, min(16, len(self.rows)), dtype=int)]
         worst = 0.0
-        for batch in self._quietly(some):
-            quantities, _ = self._responses(batch)
-            worst = max(worst, float((quantities["r"].abs() / quantities["n"]).max()))
+        with self.scorer.quietly():
+            for batch in self._plan(some).batches:
+                of = self.scorer.say(batch.forward).of
+                worst = max(worst, float((of["r"].abs() / of["n"]).max()))
         if not worst <= STEP_0_TOLERANCE.get(next(self.model.parameters()).dtype, COARSE):
             raise IntegrityError(
                 f"at step 0 the policy's log-ratio to its reference is {worst:.3g} per token, not 0: the reference is another model than "
@@ -298,59 +296,42 @@ class Preference(_Compare):
             )
         return {**facts, "reference": self.reference.facts()}
 
+    @staticmethod
+    def _counts(f: Fed) -> Mapping[str, Any]:
+        """Of good and bad labels their weight, and the balance that kto's paper keeps between 1 and 4/3."""
+        if not isinstance(f, FedLabels):
+            return {}
+        good, bad = float(f.view.weight[f.view.good].sum()), float(f.view.weight[~f.view.good].sum())
+        if not good or not bad:
+            raise RecipeError(
+                f"[objective] {f.term.name} needs good and bad responses; there are {good:g} good and {bad:g} bad: take sft for good ones alone"
+            )
+        keys = f.term.keys
+        balance = keys["lam_good"] * good / (keys["lam_bad"] * bad) if keys.get("lam_bad") else None
+        return {"good": good, "bad": bad, "balance": balance}
+
     def after_step(self, step: int) -> dict[str, Any]:
+        """State that losses carry goes on from the whole step's rewards, in the order of the examples; then the reference's."""
+        taken, self._taken = self._taken, None
+        for (k, name), state in self._state.items():
+            assert taken is not None
+            f = self.fed[k]
+            seen = taken.seen[k]
+            order = np.argsort(np.concatenate([x for x, _ in seen]), kind="stable")
+            at = torch.from_numpy(order).to(state.device)
+            whole = {n: torch.cat([q[n] for _, q in seen])[at] for n in seen[0][1]}
+            self._state[k, name] = f.function.updates[name](state, **whole, **f.term.updates[name]).to(state.dtype)
         return self.reference.after_step(step) if self.reference is not None else {}
 
     def extra_state(self) -> dict[str, Tensor]:
-        return self.reference.state() if self.reference is not None else {}
+        own = {self._named(k, name): value for (k, name), value in self._state.items()}
+        return {**own, **(self.reference.state() if self.reference is not None else {})}
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        for k, name in self._state:
+            self._state[k, name] = state[self._named(k, name)].to(self.model.device)
         if self.reference is not None:
             self.reference.load_state(state)
 
-
-class Reward(_Compare):
-    """A reward model: Bradley-Terry on the score at the last response token (2203.02155, eq. 1)."""
-
-    def __init__(
-        self,
-        model: RewardModel,
-        tokens: Tokens,
-        comparisons: Comparisons,
-        *,
-        loss: str = "bradley_terry",
-        table: Mapping[str, Any],
-        micro_batch: int,
-    ):
-        super().__init__(model, tokens, comparisons, loss, table, micro_batch)
-        self.reward = model
-
-    def _responses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        score_R = self.reward.scores(batch.forward)
-        lengths = [len(self.tokens.responses[int(i)]) for i in batch.forward.response_index]
-        return {"R": score_R, "n": torch.tensor(lengths, dtype=torch.float32, device=score_R.device)}, score_R
-
-    def contributions(self, prompt: int, response: int) -> np.ndarray:
-        """The score after each token less the score before it (the first: the score itself): (tokens,) float32. No gradient."""
-        with torch.no_grad():
-            score_N = self.reward.prefix_scores(self.reward.batch(self.tokens, [(prompt, [response])]))
-        return np.diff(score_N.float().cpu().numpy(), prepend=np.float32(0))
-
-    def begin(self) -> dict[str, Any]:
-        return {"loss": self.function.name, **self.keys}
-
-
-def needs_reference(loss: str) -> bool:
-    """Whether a pair loss names a quantity that only a reference can give."""
-    return any(name.startswith(("r_", "ref_")) for name in LOSSES[loss].needs)
-
-
-def _add(sums: dict[str, tuple[float, float]], more: Mapping[str, tuple[float, float]]) -> None:
-    for name, (value, weight) in more.items():
-        before = sums.get(name, (0.0, 0.0))
-        sums[name] = (before[0] + value, before[1] + weight)
-
-
-def pair_losses() -> Sequence[str]:
-    """Names that `[objective] kind` takes for direct alignment."""
-    return sorted(name for name, function in LOSSES.items() if function.family == "pair")
+    def _named(self, k: int, name: str) -> str:
+        return name if len(self.fed) == 1 else f"{self.fed[k].term.name}/{name}"

@@ -1,4 +1,4 @@
-"""Which rows of a step share a forward: micro-batches made of whole prompt groups."""
+"""Which rows of a step share a forward: micro-batches made of whole prompt groups. And which responses a step puts under other prompts."""
 
 from __future__ import annotations
 
@@ -39,3 +39,24 @@ def by_prompt(prompts: Sequence[int], responses: Sequence[int]) -> list[tuple[in
     for prompt, response in zip(prompts, responses, strict=True):
         groups.setdefault(int(prompt), {})[int(response)] = None
     return [(prompt, list(members)) for prompt, members in groups.items()]
+
+
+def mismatched(prompt: np.ndarray, response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(prompts, responses): distinct responses of a step, each under another of its prompts.
+
+    prompt, response: (X,) of the step's examples, in their order. Each distinct pair of them gives one response and takes one, the two a
+    fixed distance apart among the pairs in order of their prompts: the size of the largest prompt, so that where no prompt has more than
+    half of the pairs all are mismatched. What would land under its own prompt is left out (all, where the step has one prompt). A pure
+    function of the step's examples, whatever the micro-batches.
+    """
+    pairs = dict.fromkeys(zip(prompt.tolist(), response.tolist(), strict=True))
+    of: dict[int, list[int]] = {}
+    for p, r in pairs:
+        of.setdefault(p, []).append(r)
+    prompts = np.array([p for p, members in of.items() for _ in members], dtype=np.int64)
+    responses = np.array([r for members in of.values() for r in members], dtype=np.int64)
+    if not len(prompts):
+        return prompts, responses
+    given = np.roll(np.arange(len(prompts)), -max(map(len, of.values())))
+    apart = prompts[given] != prompts
+    return prompts[apart], responses[given][apart]

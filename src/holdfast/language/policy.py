@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -38,6 +39,7 @@ from holdfast.training.checkpoint import weights_digest
 from holdfast.training.determinism import derive
 
 Compute = Literal["auto", "packed", "padded"]
+HEADS = "heads.safetensors"  # all score heads of a reward model, beside its folder's model
 
 # Between the packed and the padded forward of the trial; float error stays far below, another formula far above.
 TRIAL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -315,7 +317,8 @@ class Policy(_Network):
 class RewardModel(_Network):
     """A one-label sequence-classification model: its score at a response's last token, found by length.
 
-    `RewardModel.on` makes one from a causal language model as well.
+    `RewardModel.on` makes one from a causal language model as well. It may have several score heads on the one backbone
+    (`scorer_on`): the score is then their mean, which is what an ordinary one-label model keeps of them.
     """
 
     def __init__(self, model: Any, compute: Compute = "auto", chunk: int | None = None):
@@ -329,6 +332,10 @@ class RewardModel(_Network):
         # Decoders have a head `score` over hidden states, plain or wrapped by peft; encoders pool first.
         self._score: nn.Module | None = getattr(inner, "score", None)
         super().__init__(model, compute, chunk)
+
+    @property
+    def heads(self) -> int:
+        return int(getattr(self._score, "out_features", 1))
 
     @classmethod
     def on(
@@ -351,6 +358,42 @@ class RewardModel(_Network):
             types_BL.view(-1)[batch.place_N] = 1
             return self._whole(batch.ids_BL, batch.mask_BL, types_BL)
         return self._at(batch, batch.last_R)
+
+    def head_scores(self, batch: Batch) -> torch.Tensor:
+        """(R, H) fp32: every head's score. Differentiable."""
+        if self.heads == 1:
+            return self.scores(batch)[:, None]
+        return self._every(batch, batch.last_R)
+
+    def save(self, tokenizer: Any, folder: str | Path) -> None:
+        """Write an ordinary one-label folder with the mean of the heads, and beside it all heads in `heads.safetensors`.
+
+        The mean of linear heads is a linear head.
+        """
+        many = self._score
+        assert isinstance(many, nn.Linear)
+        one = nn.Linear(many.in_features, 1, bias=many.bias is not None, device="meta")
+        for name, parameter in many.named_parameters():
+            setattr(one, name, nn.Parameter(parameter.detach().mean(0, keepdim=True)))
+        self._inner.score = one
+        try:
+            save_model(self.model, tokenizer, folder)
+        finally:
+            self._inner.score = many
+        heads = {name: parameter.detach().contiguous().cpu() for name, parameter in many.named_parameters()}
+        save_file(heads, Path(folder) / HEADS, metadata={"format": "pt"})
+
+    def load_heads(self, folder: str | Path) -> None:
+        """Take the heads that `save` wrote, for the one of the folder's model."""
+        path = Path(folder) / HEADS
+        if not path.is_file():
+            raise HoldfastError(f"{path} is missing: the folder does not hold all heads of the reward model")
+        one, heads = self._score, load_file(path)
+        assert isinstance(one, nn.Linear)
+        many = nn.Linear(one.in_features, len(heads["weight"]), bias="bias" in heads, device="meta")
+        for name, value in heads.items():
+            setattr(many, name, nn.Parameter(value.to(one.weight)))
+        self._score = self._inner.score = many
 
     def _whole(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor, types_BL: torch.Tensor) -> torch.Tensor:
         """(B,) fp32: an encoder's score of sequences. types_BL: 0 in the prompt, 1 in the response, for models that tell them apart."""
@@ -389,8 +432,12 @@ class RewardModel(_Network):
         return torch.cat(scores)
 
     def _at(self, batch: Batch, place: torch.Tensor) -> torch.Tensor:
+        out = self._every(batch, place)
+        return out[:, 0] if out.shape[1] == 1 else out.mean(1)
+
+    def _every(self, batch: Batch, place: torch.Tensor) -> torch.Tensor:
         assert self._score is not None
-        out = self._score(self._hidden(batch).index_select(0, place))[:, 0]
+        out = self._score(self._hidden(batch).index_select(0, place))
         return out.to(torch.promote_types(torch.float32, out.dtype))
 
     def _trial(self, batch: Batch) -> torch.Tensor:
@@ -399,8 +446,25 @@ class RewardModel(_Network):
         return self._hidden(batch).index_select(0, batch.place_N)  # a fresh head is too small to see a difference by
 
 
-def scorer_on(model: Any, tokenizer: Any = None, *, seed: int = 0) -> Any:
-    """The one-label sequence classifier of `RewardModel.on`, not yet wrapped."""
+def scorer_on(model: Any, tokenizer: Any = None, *, seed: int = 0, heads: int = 1) -> Any:
+    """The one-label sequence classifier of `RewardModel.on`, not yet wrapped.
+
+    heads: with more than one, as many score heads on the one backbone, each drawn from the seed; on a model that has a
+    head already, around it.
+    """
+    if heads > 1:
+        one = scorer_on(model, tokenizer, seed=seed)
+        old = getattr(one, "score", None)
+        if not isinstance(old, nn.Linear):
+            raise HoldfastError(f"{type(one).__name__} has no plain score head to have {heads} of; take heads = 1")
+        many = nn.Linear(old.in_features, heads, bias=old.bias is not None, device="meta")
+        draw = torch.randn((heads, old.in_features), generator=torch.Generator().manual_seed(seed))
+        around = old.weight.detach() if one is model else torch.zeros_like(old.weight)
+        many.weight = nn.Parameter(around + (draw * 0.1 * old.in_features**-0.5).to(around))
+        if old.bias is not None:
+            many.bias = nn.Parameter(old.bias.detach().expand(heads).clone())
+        one.score = many
+        return one
     if "ForSequenceClassification" in type(model).__name__:
         return model
     config = type(model.config).from_dict(model.config.to_dict())

@@ -286,11 +286,10 @@ def choose(table: ReferenceTable | None, loss: str, *, ratio: bool, distribution
     ratio: the loss compares to a reference; distribution: over the whole vocabulary. adapter: the policy trains one.
     Raises RecipeError for a kind that this loss or model cannot use.
     """
-    kind = table.kind if table is not None else None
-    if kind is None:
-        return "none" if not ratio else "frozen" if distribution else "cached"
-    if not ratio and kind != "none":
-        raise RecipeError(f"[reference] kind = {kind!r}: {loss} compares to no reference; leave the table out")
+    needed = "none" if not ratio else "frozen" if distribution else "cached"
+    kind = needed if table is None or table.kind is None else table.kind
+    if table is not None and not ratio and table.kind != "none":
+        raise RecipeError(f"[reference]: {loss} compares to no reference; leave the table out")
     if ratio and kind == "none":
         raise RecipeError(
             f"[reference] kind = 'none': {loss} compares to a reference; leave the table out for the cached one"
