@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def facts(model: Any, adapter: Adapter) -> dict[str, Any]:
     parameters = list(model.parameters())
     return {
         "kind": adapter.kind,
-        "config": _plain(model.peft_config["default"].to_dict()),
+        "config": _plain({k: v for k, v in model.peft_config["default"].to_dict().items() if k not in _NOT_KEYS}),
         "peft": metadata.version("peft"),
         "trained": sum(p.numel() for p in parameters if p.requires_grad),
         "of": sum(p.numel() for p in parameters),
@@ -256,7 +257,8 @@ def _plain(said: Any) -> Any:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """torch's generators from a seed, and back as they were."""
-    with torch.random.fork_rng():
+    """torch's generators from a seed, and back as they were; without the libraries' warnings to one another."""
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         yield

@@ -556,8 +556,7 @@ def load_base(
             raise HoldfastError(
                 f"model folder {where} does not exist; name a transformers folder or a Holdfast run, or set model.hub"
             )
-        if not _is_model(folder) and _is_model(folder / "model"):
-            folder = folder / "model"
+        folder = model_folder(folder)
         if (folder / adapters.CONFIG).exists() and not (folder / "config.json").exists():
             return _under_adapter(folder, keep_adapter, dtype, dropout)
         if not (folder / "config.json").exists():
@@ -641,8 +640,13 @@ def reads_pairs(model: Any) -> bool:
     return "ForSequenceClassification" in type(inner).__name__ and getattr(inner, "score", None) is None
 
 
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").exists() or (folder / adapters.CONFIG).exists()
+def model_folder(folder: Path) -> Path:
+    """Where a model lies: the folder itself, or the `model` of a run's folder."""
+
+    def there(at: Path) -> bool:
+        return (at / "config.json").exists() or (at / adapters.CONFIG).exists()
+
+    return folder / "model" if there(folder / "model") and not there(folder) else folder
 
 
 def _is_encoder(config: Any) -> bool:
@@ -667,7 +671,8 @@ def _under_adapter(folder: Path, keep: bool, dtype: torch.dtype, dropout: bool) 
         if task == "SEQ_CLS":
             model = scorer_on(model, tokenizer)
         model = adapters.load_adapter(model, folder, digest)
-        return (model if keep else model.merge_and_unload()), tokenizer
+        # Merged it is an ordinary model again, and peft has left it frozen.
+        return (model if keep else model.merge_and_unload().requires_grad_(True)), tokenizer
 
 
 def save_model(model: Any, tokenizer: Any, folder: str | Path, *, write: Callable[[Path], None] | None = None) -> None:
