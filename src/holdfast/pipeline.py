@@ -44,6 +44,7 @@ from holdfast.language.policy import (
     fresh_weights,
     load_base,
     longest_input,
+    model_folder,
     reads_pairs,
     save_model,
     scorer_on,
@@ -146,7 +147,8 @@ def _save(prepared: Prepared, folder: Path) -> None:
             return wrapped.save(tokenizer, folder)
         return save_model(model, tokenizer, folder)
     # A base that the run made itself lies at a fixed place beside the adapter, so that the same run elsewhere has the same bytes.
-    where = recipe.model.hub or (str(Path(recipe.model.path).resolve()) if recipe.model.path else "../base/model")
+    path = recipe.model.path
+    where = recipe.model.hub or (str(model_folder(Path(path)).resolve()) if path else "../base/model")
     base, revision = prepared.facts["base"], recipe.model.revision
     save_model(model, tokenizer, folder, write=lambda inside: save_adapter(model, inside, where, base, revision))
     if bind_adapter(recipe.adapter).merge:
