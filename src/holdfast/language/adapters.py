@@ -143,10 +143,10 @@ def attach(model: Any, adapter: Adapter, *, seed: int, fresh: Sequence[str] = ()
 
     scores = "ForSequenceClassification" in type(model).__name__
     config = _configuration(adapter, "SEQ_CLS" if scores else "CAUSAL_LM")
-    heads = sorted({name.rpartition(".")[0] for name in fresh})
+    heads = {name.rpartition(".")[0] for name in fresh}
     if scores and "modules_to_save" in {f.name for f in dataclasses.fields(config)}:
-        own = [n for n in ("score", "classifier") if hasattr(model, n)]
-        config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads, *own})
+        heads |= {n for n in ("score", "classifier") if hasattr(model, n)} | set(config.modules_to_save or ())
+        config.modules_to_save = sorted(n for n in heads if not any(n.startswith(f"{outer}.") for outer in heads))
     with _seeded(derive(seed, "adapter")):
         try:
             return peft.get_peft_model(model, config)
