@@ -71,7 +71,7 @@ _RULES = {
     "words": r"write numbers in words\.|spell out the numbers\.|use words for numbers\.",
     "dashes": r"answer as a list with dashes\.|give one item per line with a dash\.|put a dash before every item\.",
 }
-_GREETING = re.compile(r"^(hello|please help me|a question|tell me|quick question)[.:] ")
+_GREETING = re.compile(r"^(hello|please help me|tell me)[.:] ")
 _WORD = re.compile(r"[a-z]+|\d+")
 _PLURALS = {thing + "s": thing for thing in THINGS} | {group + "s": group for group in GROUPS if group != "drink"}
 _ENTITIES = frozenset(w.lower() for w in (*NOUNS, *NAMES, *DAYS, *MONTHS, *(g for g in GROUPS if g != "drink")))

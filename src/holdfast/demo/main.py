@@ -28,10 +28,10 @@ from holdfast.recipe import Recipe, load_recipe
 from holdfast.report.page import write_report
 from holdfast.training.determinism import deterministic
 
-PROMPTS = 3000
-SAMPLED = {"test": 300, "ood": 200}  # prompts answered and scored by gold, at most
+PROMPTS, RESPONSES, JUDGEMENTS = 12_000, 3, 2  # in all; to a prompt; on a prompt
+SAMPLED = {"test": 300, "ood": 300}  # prompts answered and scored by gold, at most
+SAMPLES = 4  # answers to each, drawn from the policy as it is: temperature 1
 MAX_NEW_TOKENS = 48
-TEMPERATURE = 0.7
 
 MODEL = {"vocab": 1024, "hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2, "context": 192}
 
@@ -42,26 +42,28 @@ def recipes(dataset: Path, out: Path, seed: int) -> dict[str, Recipe]:
         "run": {"seed": seed, "threads": 2},
         "data": {
             "dataset": str(dataset),
-            "split": {"seed": seed, "validation": 0.06, "test": 0.12, "holdout": list(World.held_out)},
+            "split": {"seed": seed, "validation": 0.03, "test": 0.05, "holdout": list(World.held_out)},
         },
         "text": {"max_length": 192, "too_long": "drop"},
     }
     base: dict[str, Any] = {"model": {"path": str(out / "base")}}
+    stopping = {"eval_every": 50, "eval_rows": 300, "stop_on": "loss"}  # the best held-out loss is the result
     said: dict[str, dict[str, Any]] = {
         "base": {
             "model": {"scratch": MODEL},
             "objective": {"kind": "sft"},
-            "train": {"batch": 64, "epochs": 6, "lr": 3e-3, "warmup": 30, "eval_every": 100, "checkpoint_every": 100},
+            "train": {"batch": 32, "steps": 1500, "lr": 3e-3, "warmup": 50, "betas": [0.9, 0.98]}
+            | {"eval_every": 300, "eval_rows": 300, "checkpoint_every": 300},
         },
         "reward": base
         | {
             "objective": {"kind": "reward", "centre": 0.01},
-            "train": {"batch": 64, "epochs": 1, "lr": 1e-3, "warmup": 10, "eval_every": 25, "stop_on": "loss"},
+            "train": {"batch": 64, "steps": 150, "lr": 1e-3, "warmup": 15} | stopping,
         },
         "dpo": base
         | {
             "objective": {"kind": "dpo", "beta": 0.1},
-            "train": {"batch": 64, "steps": 150, "lr": 1e-4, "warmup": 15, "eval_every": 25, "stop_on": "loss"},
+            "train": {"batch": 64, "steps": 300, "lr": 3e-4, "warmup": 15} | stopping,
         },
     }
     return {
@@ -80,7 +82,9 @@ def demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]:
     world = World(seed)
     out.mkdir(parents=True, exist_ok=True)
     say(f"world {seed}: simulated writers and annotators write {out / 'world.jsonl'}")
-    world.write_jsonl(out / "world.jsonl", PROMPTS, seed=seed)
+    world.write_jsonl(
+        out / "world.jsonl", PROMPTS, seed=seed, responses_per_prompt=RESPONSES, judgements_per_prompt=JUDGEMENTS
+    )
     frozen = freeze(out / "world.jsonl", out / "data")
     say(
         f"frozen {frozen.dataset.n_judgements:,} judgements of {frozen.dataset.n_responses:,} responses, root {frozen.root[:16]}.."
@@ -117,43 +121,39 @@ def _gold(world: World, out: Path, said: dict[str, Recipe], dataset: Dataset) ->
     split = load_split(out / "dpo", dataset)
     rows = []
     for part, most in SAMPLED.items():
-        prompts = _prompts(dataset, split, part, most)
-        contents = dataset.prompt_contents(prompts)
-        scores = {}
+        contents = dataset.prompt_contents(_prompts(dataset, split, part, most))
+        scores: dict[str, list[list[float]]] = {}
         for name in ("base", "dpo"):
             model, tokenizer = load_base(out / name)
             with deterministic(said[name].run):
                 answers = sample(
-                    model,
-                    tokenizer,
-                    contents,
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    temperature=TEMPERATURE,
-                    seed=said[name].run.seed,
+                    model, tokenizer, contents, max_new_tokens=MAX_NEW_TOKENS, n=SAMPLES, seed=said[name].run.seed
                 )
-            scores[name] = np.array(
-                [
-                    world.gold(cast(list[dict[str, Any]], p), a[0].text).total
-                    for p, a in zip(contents, answers, strict=True)
-                ]
-            )
-        for name, values in scores.items():
-            spread = 1.96 * values.std(ddof=1) / len(values) ** 0.5
-            wins = None if name == "base" else win_rate(values.tolist(), scores["base"].tolist())
+            scores[name] = [
+                [world.gold(cast(list[dict[str, Any]], prompt), answer.text).total for answer in several]
+                for prompt, several in zip(contents, answers, strict=True)
+            ]
+        for name, golds in scores.items():
+            of_prompt = np.array(golds).mean(axis=1)
+            spread = 1.96 * of_prompt.std(ddof=1) / len(of_prompt) ** 0.5
+            wins = None if name == "base" else win_rate(golds, scores["base"])
             rows.append(
                 {
                     "name": name,
                     "part": part,
-                    "n": len(values),
-                    "gold_mean": float(values.mean()),
-                    "lo": float(values.mean() - spread),
-                    "hi": float(values.mean() + spread),
+                    "n": len(of_prompt),
+                    "gold_mean": float(of_prompt.mean()),
+                    "lo": float(of_prompt.mean() - spread),
+                    "hi": float(of_prompt.mean() + spread),
                     "win_rate": wins and wins.rate,
                     "win_lo": wins and wins.low,
                     "win_hi": wins and wins.high,
                 }
             )
-    return {"measure": "the gold reward of one sampled answer per held-out prompt, in [-1, 1]", "rows": rows}
+    return {
+        "measure": f"the gold reward of {SAMPLES} sampled answers to each held-out prompt, in [-1, 1]",
+        "rows": rows,
+    }
 
 
 def _prompts(dataset: Dataset, split: Split, part: str, most: int) -> list[int]:

@@ -70,7 +70,7 @@ RULES_FOR: dict[Shape, tuple[str, ...]] = {
     "list": ("sentence", "polite", "exclaim", "label", "dashes"),
     "sentence": ("exclaim", "label"),
 }
-OPENERS = ("", "", "", "", "", "Hello. ", "Please help me. ", "A question: ", "Tell me: ", "Quick question. ")
+OPENERS = ("", "", "", "", "", "", "", "Hello. ", "Please help me. ", "Tell me: ")
 
 
 def join(items: Sequence[object], last: str = "and") -> str:
@@ -108,12 +108,12 @@ def orders(rng: Random, items: Sequence[str], right: Sequence[str]) -> tuple[Ans
 
 
 def arithmetic(rng: Random) -> Task:
-    what = rng.choice(["plus", "plus", "minus", "minus", "double", "times"])
+    what = rng.choice(["plus", "plus", "plus", "minus", "minus", "minus", "double", "times"])
     numerals: Literal["digits", "words"] = rng.choice(["digits", "words"])
     show: Callable[[int], str] = str if numerals == "digits" else NUMBERS.__getitem__
     name, things = rng.choice(NAMES), rng.choice(THINGS) + "s"
     if what == "plus":
-        x, y = rng.randint(1, 6), rng.randint(1, 6)
+        x, y = rng.randint(1, 5), rng.randint(1, 5)
         n, (p, q) = x + y, (show(x), show(y))
         said: tuple[str, ...] = (f"{p.capitalize()} plus {q} is {{a}}.", "The answer is {a}.", "The sum is {a}.")
         stories: tuple[str, ...] = (f"{name} has {{a}} {things} now.", f"{name} now has {{a}} {things}.")
@@ -131,8 +131,8 @@ def arithmetic(rng: Random) -> Task:
             ]
         )
     elif what == "minus":
-        x = rng.randint(3, 10)
-        y = rng.randint(1, min(6, x - 1))
+        x = rng.randint(3, 9)
+        y = rng.randint(1, min(4, x - 1))
         n, (p, q) = x - y, (show(x), show(y))
         said = (f"{p.capitalize()} minus {q} is {{a}}.", "The answer is {a}.", "The result is {a}.")
         question, sentences = rng.choice(
@@ -160,9 +160,9 @@ def arithmetic(rng: Random) -> Task:
 
 
 def sorting(rng: Random) -> Task:
-    n = rng.choice([2, 2, 3, 3, 3, 4])
+    n = rng.choice([2, 2, 2, 3, 3, 4])
     if rng.random() < 0.5:
-        items = tuple(rng.sample(NOUNS, n))
+        items = tuple(rng.sample(NOUNS if rng.random() < 0.5 else NAMES, n))
         right: tuple[str, ...] = tuple(sorted(items))
         shown = listed(rng, items)
         question = rng.choice(
@@ -175,7 +175,7 @@ def sorting(rng: Random) -> Task:
         )
         noun = "words"
     else:
-        values = rng.sample(range(1, 13), n)
+        values = rng.sample(range(1, 10), n)
         items = tuple(map(str, values))
         up = rng.random() < 0.6
         right = tuple(map(str, sorted(values, reverse=not up)))
@@ -194,7 +194,7 @@ def sorting(rng: Random) -> Task:
 
 
 def reversing(rng: Random) -> Task:
-    items = tuple(rng.sample(NOUNS if rng.random() < 0.7 else NAMES, rng.choice([2, 2, 3, 3, 3, 4])))
+    items = tuple(rng.sample(NOUNS if rng.random() < 0.7 else NAMES, rng.choice([2, 2, 2, 3, 3, 4])))
     shown = listed(rng, items)
     question = rng.choice(
         [
@@ -331,7 +331,7 @@ def formatting(rng: Random) -> Task:
 
 
 def lookup(rng: Random) -> Task:
-    n = rng.choice([2, 2, 2, 3])
+    n = rng.choice([2, 2, 2, 2, 3])
     what = rng.choice(["drinks", "who", "costs", "box", "pets", "table"])
     names = rng.sample(NAMES, n)
     k = rng.randrange(n)
@@ -355,7 +355,7 @@ def lookup(rng: Random) -> Task:
         return Task("lookup", f"{facts}. {asked}", "word", right, _others(rest, right), sentences)
     if what == "costs":
         goods = rng.sample(GROUPS["drink"] + GROUPS["fruit"], n)
-        prices = rng.sample(range(1, 13), n)
+        prices = rng.sample(range(1, 10), n)
         facts = ", ".join(f"{x} {y}" for x, y in zip(goods, prices, strict=True))
         question = rng.choice(
             [f"Prices: {facts}. What does {goods[k]} cost?", f"The prices are {facts}. How much is {goods[k]}?"]
@@ -491,7 +491,7 @@ def ends(rng: Random) -> Task:
 
 def comparison(rng: Random) -> Task:
     what = rng.choice(["numbers", "ages", "true", "letters"])
-    p, q = rng.sample(range(1, 13), 2)
+    p, q = rng.sample(range(1, 10), 2)
     up = rng.random() < 0.5
     if what == "numbers":
         more = rng.choice(["larger", "more"] if up else ["smaller", "less"])

@@ -29,7 +29,7 @@ from holdfast.demo.writers import WRITERS, WorldPrompt
 from holdfast.errors import DataError
 
 # How often each writer is asked. The middling ones are common, as in real files.
-SHARES = {"expert": 3, "good": 5, "hasty": 4, "rambler": 3, "confident": 2, "sloppy": 3, "broken": 1}
+SHARES = {"expert": 3, "good": 4, "hasty": 4, "rambler": 3, "confident": 1, "sloppy": 4, "broken": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,10 @@ class Annotator:
 
 
 ANNOTATORS = (
-    Annotator("careful-1", 0.12),
-    Annotator("careful-2", 0.12),
-    Annotator("ordinary", 0.25),
-    Annotator("wordy", 0.2, length=0.06),
+    Annotator("careful-1", 0.1),
+    Annotator("careful-2", 0.1),
+    Annotator("ordinary", 0.2),
+    Annotator("wordy", 0.2, length=0.05),
     Annotator("careless", 0.25, guesses=0.4),
 )
 

@@ -15,14 +15,12 @@ POLITE_ENDS = (" You are welcome.", " Happy to help.", " Thank you for asking.")
 FILLER_STARTS = (
     "Well, that is a good question.",
     "Let me think about it.",
-    "As you may know, this is a good question.",
     "To be honest, I had to think about this.",
     "Thank you for the question.",
 )
 FILLER_ENDS = (
     "I hope that this helps you.",
     "There is much more to say about it.",
-    "That is my view of it.",
     "Let me know if you have more to ask.",
 )
 ASIDES = ("Obviously ", "As anyone knows, ", "Whatever, ")
