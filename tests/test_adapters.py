@@ -364,6 +364,7 @@ def test_a_reference_from_elsewhere(place, tmp_path):
         ({"adapter": {"kind": "pissa", "r": 4}, "reference": {"kind": "adapter-off"}}, "changes the base's weights"),
         ({"adapter": {"kind": "lora", "rank": 4}}, "unknown key 'rank'"),
         ({"adapter": {"r": 4}}, "needs kind"),
+        ({"adapter": LORA, "objective": {"kind": "reward", "heads": 2}}, "one head"),
         ({"adapter": LORA, "objective": {"kind": "sft"}, "model": SMALL["model"]}, "learnt something"),
     ],
 )

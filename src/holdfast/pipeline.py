@@ -33,7 +33,7 @@ from holdfast.evaluation.table import (
     evaluation_table,
     write_evaluation,
 )
-from holdfast.language.adapters import attach, bind_adapter, is_adapted, merged, save_adapter
+from holdfast.language.adapters import attach, bind_adapter, is_adapted, merged, save_adapter, trained_on
 from holdfast.language.adapters import facts as adapter_facts
 from holdfast.language.objectives import LanguageObjective
 from holdfast.language.planning import by_prompt
@@ -175,6 +175,10 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
 
     held_out = split.parts.get("validation", np.zeros(0, dtype=np.int64))
     wanted = np.concatenate([split.parts["train"], held_out])
+    if adapter is not None and asked.ensemble.heads > 1:
+        raise RecipeError(
+            f"[objective] heads = {asked.ensemble.heads}: under an [adapter] a reward model has one head; leave one of them out"
+        )
     margin = recipe.data.score_margin
     if margin and (not _has_scores(dataset, wanted) or all(t.function.family in ("sft", "label") for t in asked.terms)):
         raise RecipeError(
@@ -499,6 +503,8 @@ def _scorer(
         base, _ = _start(recipe, folder)
         weights = weights_digest(base)
         reference = Policy(_settle(base, recipe), recipe.model.compute)
+    elif recipe.adapter is not None and bind_adapter(recipe.adapter).keeps_base:  # no second copy: its base is in it
+        reference, weights = without_adapter(policy), trained_on(folder / "model")
     artefact = reference_logps(reference, weights, tokens, groups, environment_digest(recipe.run))
     return PolicyScorer(policy, tokens, asked.judges, artefact, micro), reference
 
@@ -574,9 +580,9 @@ def score(run: str | Path, file: str | Path) -> list[dict[str, Any]]:
             said = {"file": row.file, "row": row.row, "response": plain_text(response)}
             if i in kept:
                 r = int(dataset.responses_of[i][0])
-                values = scorer.contributions(int(dataset.prompt_of[i]), r)
+                reward = scorer.reward_of(int(dataset.prompt_of[i]), r)
                 unsure = scorer.uncertainty(int(dataset.prompt_of[i]), r) if isinstance(scorer, RewardScorer) else {}
-                scored.append({**said, "reward": float(values.sum()), "tokens": len(tokens.responses[r]), **unsure})
+                scored.append({**said, "reward": reward, "tokens": len(tokens.responses[r]), **unsure})
             else:
                 scored.append({**said, "reward": None, "reason": reasons[i]})
     return scored + bad

@@ -208,6 +208,11 @@ def adapter_base(folder: Path) -> tuple[str, str | None, str | None]:
     return (str(near.resolve()) if near.is_dir() else base), said.get("revision"), said.get("task_type")
 
 
+def trained_on(folder: Path) -> str:
+    """The weights digest of the base that an adapter of ours was trained on."""
+    return str(json.loads((folder / BASE).read_bytes())["base"])
+
+
 def load_adapter(model: Any, folder: Path, base: str) -> Any:
     """`model`, the adapter's base, under the adapter that `folder` holds, trainable as it was.
 
@@ -215,11 +220,10 @@ def load_adapter(model: Any, folder: Path, base: str) -> Any:
     """
     import peft
 
-    own = folder / BASE
-    trained_on = json.loads(own.read_bytes())["base"] if own.exists() else base
-    if trained_on != base:
+    right = trained_on(folder) if (folder / BASE).exists() else base
+    if right != base:
         raise IntegrityError(
-            f"adapter {folder} was trained on a base with the weights digest {trained_on[:16]}, the one it names has {base[:16]}: "
+            f"adapter {folder} was trained on a base with the weights digest {right[:16]}, the one it names has {base[:16]}: "
             "put the base back, or name the right one in adapter_config.json"
         )
     with _seeded(0):

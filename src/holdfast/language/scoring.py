@@ -79,6 +79,10 @@ class _Scorer:
         """What each token adds to the reward of one response: (tokens,) float32. No gradient."""
         raise NotImplementedError
 
+    def reward_of(self, prompt: int, response: int) -> float:
+        """The reward of one response, which its contributions add up to."""
+        return float(self.contributions(prompt, response).sum())
+
 
 class PolicyScorer(_Scorer):
     """A policy by the implicit reward of a loss (`term`)."""
@@ -151,10 +155,16 @@ class RewardScorer(_Scorer):
         return Said(of, heads_RH=heads_RH)
 
     def contributions(self, prompt: int, response: int) -> np.ndarray:
-        """The score after each token less the score before it (the first: the score itself)."""
+        """The score after each token less the score before it (the first: the score itself). An encoder has to read each beginning of the
+        response anew.
+        """
         with self.quietly():
             score_N = self.reward.prefix_scores(self.reward.batch(self.tokens, [(prompt, [response])]))
         return np.diff(score_N.float().cpu().numpy(), prepend=np.float32(0))
+
+    def reward_of(self, prompt: int, response: int) -> float:
+        with self.quietly():
+            return float(self.say(self.reward.batch(self.tokens, [(prompt, [response])])).of["R"][0])
 
     def uncertainty(self, prompt: int, response: int) -> dict[str, float]:
         """Of an ensemble: `spread`, the standard deviation over its heads, and the `pessimistic` score. Empty for one head."""
