@@ -491,6 +491,20 @@ def report(run: RunFolder, json: Json = False) -> None:
 
 
 @app.command()
+def track(
+    run: RunFolder,
+    to: Annotated[list[str], typer.Option(metavar="TOOL", help="tensorboard, wandb or mlflow; may be given again.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run has ended.")] = False,
+    json: Json = False,
+) -> None:
+    """Show a run's figures in TensorBoard, Weights & Biases or MLflow, under TRL's names."""
+    from holdfast.report.trackers import track as write
+
+    said = write(run, to, follow)
+    _say(json, {"run": str(run), "tracked": said}, *(f"{tool}: {escape(where)}" for tool, where in said.items()))
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--out", "-o", help="Where the demonstration's dataset and runs go.")] = Path(
         "demo-out"

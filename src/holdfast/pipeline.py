@@ -63,8 +63,9 @@ from holdfast.language.scoring import PolicyScorer, RewardScorer
 from holdfast.language.scratch import dataset_texts, make_model, train_tokenizer
 from holdfast.language.terms import Asked, View, apart, fed, feed, read_objective
 from holdfast.language.tokens import Tokens, decode_pieces, tokenise, tokenizer_digest
-from holdfast.recipe import Recipe, ReferenceTable, load_recipe
+from holdfast.recipe import Recipe, ReferenceTable, TrackTable, load_recipe
 from holdfast.report.page import write_report
+from holdfast.report.trackers import require, track
 from holdfast.training.checkpoint import trained_state, weights_digest
 from holdfast.training.determinism import deterministic, environment_digest
 from holdfast.training.fit import fit
@@ -117,6 +118,7 @@ def train(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     folder = Path(out)
+    require(recipe.track.to)
     with deterministic(recipe.run):
         prepared = prepare(recipe, folder, quiet)
         _write_left_out(folder, prepared)
@@ -135,6 +137,7 @@ def train(
     if done.stopped != "interrupted" and not (folder / "evaluations" / HELD_OUT / "metrics.json").exists():
         evaluate(folder)
         write_report(folder)
+        track(folder, recipe.track.to)
     return Run(folder, done.steps, done.ledger_head, done.weights_digest, done.stopped)
 
 
@@ -249,6 +252,7 @@ def _base(
                     "train": scratch.train,
                     "reference": None,
                     "adapter": None,
+                    "track": TrackTable(),
                 }
             ),
             folder / "base",
