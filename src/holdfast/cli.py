@@ -516,7 +516,8 @@ def demo(
     from holdfast.demo.main import demo as run
 
     said = run(output, seed=seed, quiet=json)
-    _say(json, said) if json else out.print(said["table"])
+    table = said.pop("table")
+    _say(True, said) if json else out.print(table)
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from holdfast.recipe import Recipe, load_recipe
 from holdfast.report.page import write_report
 from holdfast.training.determinism import deterministic
 
-PROMPTS, RESPONSES, JUDGEMENTS = 12_000, 3, 2  # in all; to a prompt; on a prompt
-SAMPLED = {"test": 300, "ood": 300}  # prompts answered and scored by gold, at most
+PROMPTS, RESPONSES, JUDGEMENTS = 20_000, 3, 2  # in all; to a prompt; on a prompt
+SAMPLED = {"test": 500, "ood": 300}  # prompts answered and scored by gold, at most
 SAMPLES = 4  # answers to each, drawn from the policy as it is: temperature 1
 MAX_NEW_TOKENS = 48
 
@@ -47,7 +47,7 @@ def recipes(dataset: Path, out: Path, seed: int) -> dict[str, Recipe]:
         "text": {"max_length": 192, "too_long": "drop"},
     }
     base: dict[str, Any] = {"model": {"path": str(out / "base")}}
-    stopping = {"eval_every": 50, "eval_rows": 300, "stop_on": "loss"}  # the best held-out loss is the result
+    stopping = {"eval_every": 50, "eval_rows": 500, "stop_on": "loss"}  # the best held-out loss is the result
     said: dict[str, dict[str, Any]] = {
         "base": {
             "model": {"scratch": MODEL},
@@ -63,7 +63,7 @@ def recipes(dataset: Path, out: Path, seed: int) -> dict[str, Recipe]:
         "dpo": base
         | {
             "objective": {"kind": "dpo", "beta": 0.1},
-            "train": {"batch": 64, "steps": 300, "lr": 3e-4, "warmup": 15} | stopping,
+            "train": {"batch": 64, "steps": 450, "lr": 3e-4, "warmup": 15} | stopping,
         },
     }
     return {
