@@ -268,6 +268,139 @@ _format("half a segment", _OWN, {"responses": [{"episode": "e"}, "y"]}, "wrong t
 _format("extra a list", _OWN, {"extra": [1]}, "wrong type: 'extra' is a list")
 _format("extra no JSON", _OWN, {"extra": "x"}, "wrong type: 'extra' is text that is not JSON")
 
+# ---------------------------------------------------------------------- formats of other trainers and of published data
+_UF = {"instruction": "Hi", "completions": [{"response": "x", "model": "m", "overall_score": 7.5, "annotations": {}}]}
+_format("no completions", _UF, {"completions": []}, "bad label: no completion has a rating")
+_format("completions null", _UF, {"completions": None}, "bad label: no completion has a rating")
+_format("completions an object", _UF, {"completions": {"x": 1}}, "wrong type: 'completions' is an object")
+_format("a completion a text", _UF, {"completions": ["x"]}, "wrong type: a completion is text")
+_format("a completion empty", _UF, {"completions": [{"response": " ", "overall_score": 1}]}, "empty response")
+_format(
+    "rating words", _UF, {"completions": [{"response": "x", "annotations": {"h": {"Rating": "good"}}}]}, "wrong type"
+)
+_format(
+    "rating not asked", _UF, {"completions": [{"response": "x", "annotations": {"h": {"Rating": "N/A"}}}]}, "bad label"
+)
+_format(
+    "annotations a list", _UF, {"completions": [{"response": "x", "annotations": [1]}]}, "wrong type: 'annotations'"
+)
+
+_STEER = {"prompt": "Hi", "response": "x", "helpfulness": 4, "correctness": 3}
+_format("no attribute", _STEER, {"helpfulness": None, "correctness": None}, "bad label: no attribute has a score")
+_format("attribute words", _STEER, {"correctness": "very"}, "wrong type: 'correctness'")
+_format("attribute true", _STEER, {"correctness": True}, "wrong type: 'correctness' is true or false")
+
+_ARENA = {"conversation_a": _ASK + _YES, "conversation_b": _ASK + _NO, "winner": "model_a", "turn": 1}
+_format("nobody named", _ARENA, {"winner": None}, "bad label: 'winner' is None")
+_format("winner a model's name", _ARENA, {"winner": "gpt-4"}, "bad label: 'winner' is 'gpt-4'")
+_format("winner a list", _ARENA, {"winner": ["model_a"]}, "bad label: 'winner' is a list")
+_format("turn that was not", _ARENA, {"turn": 2}, "bad label: turn 2 of a conversation of 1 turns")
+_format("turn zero", _ARENA, {"turn": 0}, "bad label: turn 0")
+_format("turn a half", _ARENA, {"turn": 1.5}, "wrong type: 'turn' holds 1.5")
+_format("other questions", _ARENA, {"conversation_b": [{"role": "user", "content": "Eh?"}, *_NO]}, "no shared prompt")
+_format("no answer in a conversation", _ARENA, {"conversation_b": _ASK}, "empty response")
+_format("both conversations equal", _ARENA, {"conversation_b": _ASK + _YES}, "identical responses")
+_format("conversation null", _ARENA, {"conversation_a": None}, "empty response: 'conversation_a' is missing")
+_format("conversation of texts", _ARENA, {"conversation_a": ["x", "y"]}, "bad label: turn 1 of a conversation of 0")
+
+_BENCH = {**GOOD, "subset": "sea", "chosen_model": "m"}
+_format("subset a list", _BENCH, {"subset": ["a"]}, "wrong type: 'subset' is a list")
+_format("several rejected", _BENCH, {"rejected": ["b", "c"]}, "bad messages: a message of the response is text")
+
+_RG = {"prompt": "Hi", "response-1": "x", "response-2": "y", "ranking.responses": [["response-2", "response-1"]]}
+_format("nobody answered", _RG, {"ranking.responses": []}, "bad label: no submitted answer")
+_format("answers null", _RG, {"ranking.responses": None}, "bad label: no submitted answer")
+_format("only a draft", _RG, {"ranking.responses.status": ["draft"]}, "bad label: no submitted answer")
+_format(
+    "a field that is not there", _RG, {"ranking.responses": [["response-3", "response-1"]]}, "bad label: no submitted"
+)
+_format("ranked responses equal", _RG, {"response-2": "x"}, "identical responses")
+_format(
+    "rank words",
+    _RG,
+    {"ranking.responses": [[{"value": "response-1", "rank": "a"}, {"value": "response-2"}]]},
+    "wrong type: 'ranking' is 'a'",
+)
+_format("one field left", _RG, {"response-2": None}, "bad label: no submitted answer")
+
+_ORLHF = {"input": "Hi", "chosen": "x", "rejected": "y"}
+_format("input null", _ORLHF, {"input": None}, "no prompt")
+_format("input an object", _ORLHF, {"input": {}}, "wrong type: 'input' is an object")
+
+_LF = {
+    "conversations": [{"from": "human", "value": "Hi"}],
+    "chosen": {"from": "gpt", "value": "x"},
+    "rejected": {"from": "gpt", "value": "y"},
+}
+_format("conversations null", _LF, {"conversations": None}, "no prompt")
+_format(
+    "nobody speaks", _LF, {"conversations": [{"value": "Hi"}]}, "bad messages: a message of 'conversations' has no 'fr"
+)
+_format("a stranger speaks", _LF, {"chosen": {"from": "bing", "value": "x"}}, "bad messages: 'from' is 'bing'")
+_format(
+    "the human answers", _LF, {"chosen": {"from": "human", "value": "x"}}, "bad messages: a response begins with 'user'"
+)
+_format("nothing said", _LF, {"chosen": {"from": "gpt"}}, "bad messages: a message of the response has no content")
+_format(
+    "a call that is no JSON", _LF, {"chosen": {"from": "function_call", "value": "f(x)"}}, "wrong type: 'function_call'"
+)
+_format("a call of a number", _LF, {"chosen": {"from": "function_call", "value": "3"}}, "bad messages: a function_call")
+_format("chosen a number", _LF, {"chosen": 3}, "wrong type: 'chosen' is a number")
+_format("tools no JSON", _LF, {"tools": "f(x)"}, "wrong type: 'tools' is text that is not JSON")
+
+_LFA = {"instruction": "Hi", "input": "", "chosen": "x", "rejected": "y"}
+_format("history of three", _LFA, {"history": [["a", "b", "c"]]}, "bad messages: 'history' should hold pairs")
+_format("history a text", _LFA, {"history": "a"}, "wrong type: 'history' is text")
+_format("history of numbers", _LFA, {"history": [[1, 2]]}, "bad messages: content of the prompt is a number")
+_format("instruction blank, ranked", _LFA, {"instruction": ""}, "no prompt")
+
+_LFK = {"instruction": "Hi", "output": "x", "kto_tag": True}
+_format("kto_tag missing", _LFK, {"kto_tag": None}, "bad label: 'kto_tag' is None")
+_format("output missing", _LFK, {"output": None}, "empty response")
+_case(
+    "a question alone",
+    "rows.jsonl",
+    _dump(_LFK, {"conversations": [{"from": "human", "value": "Hi"}], "kto_tag": True}),
+    1,
+    [(2, "no prompt")],
+)
+
+_HALOS = {"prompt": _ASK, "output": _YES, "label": 1, "type": "binary_feedback"}
+_format("type unknown", _HALOS, {"type": "rating"}, "bad label: 'type' is 'rating'")
+_format("type null", _HALOS, {"type": None}, "bad label: 'type' is None")
+_format("output_B missing", _HALOS, {"type": "pairwise_feedback", "output_A": _YES}, "empty response")
+_format("feedback of a half", _HALOS, {"label": 0.5}, "bad label: 'label' is 0.5")
+
+_NEMO = {"context": _ASK, "completions": [{"rank": 0, "completion": _YES}, {"rank": 1, "completion": _NO}]}
+_format("nothing to rank", _NEMO, {"completions": []}, "empty response: 'completions' is missing or empty")
+_format("a completion without rank", _NEMO, {"completions": [{"completion": _YES}]}, "bad ranks: a completion has none")
+_format("rank a word", _NEMO, {"completions": [{"rank": "best", "completion": _YES}]}, "wrong type: 'rank' is 'best'")
+_format("one completion", _NEMO, {"completions": [{"rank": 0, "completion": _YES}]}, "wrong number of responses")
+_format("a completion a list", _NEMO, {"completions": [[0, _YES]]}, "wrong type: a completion is a list")
+_format("context null", _NEMO, {"context": None}, "no prompt")
+
+_SWIFT = {"messages": _ASK + _YES, "rejected_response": "A stone."}
+_format("messages empty", _SWIFT, {"messages": []}, "no prompt: 'messages' is missing or empty")
+_format("messages a text", _SWIFT, {"messages": "Hi"}, "no prompt: 'messages' is missing or empty")
+_format("an answer alone", _SWIFT, {"messages": _YES}, "no prompt")
+_format("the user has the last word", _SWIFT, {"messages": _ASK}, "no prompt")
+_format("nothing rejected", _SWIFT, {"rejected_response": None}, "bad label: neither a rejected answer")
+_format("rejected equal", _SWIFT, {"rejected_response": "A seaweed."}, "identical responses")
+_format("a label of three", _SWIFT, {"rejected_response": None, "label": 3}, "bad label: 'label' is 3")
+_format("rejected_messages a text", _SWIFT, {"rejected_messages": "x"}, "wrong type: 'rejected_messages' is text")
+_format(
+    "rejected_messages of another prompt",
+    _SWIFT,
+    {"rejected_messages": [{"role": "user", "content": "Eh?"}, *_NO]},
+    "no prompt",
+)
+
+_format("prompt given twice", _OWN, {"prompt_json": '"Hi"'}, "wrong type: 'prompt' and 'prompt_json'")
+_format(
+    "prompt_json no JSON", _OWN, {"prompt": None, "prompt_json": "Hi"}, "wrong type: 'prompt_json' is text that is not"
+)
+_format("responses text of an object", _OWN, {"responses": "{}"}, "wrong type: 'responses' is an object")
+
 # ------------------------------------------------------------------------------------------------- files: lines of text
 _case("empty file", "rows.jsonl", b"", error="holds no rows")
 _case("blank lines only", "rows.jsonl", b"\n \n\r\n", error="holds no rows")

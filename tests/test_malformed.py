@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.data.formats import FORMATS, judge
 from holdfast.data.read import read_files
+from holdfast.data.records import Reject
 from holdfast.errors import DataError
 from malformed_corpus import CASES, GOOD, Case
+from test_formats import EXAMPLES
 
 
 def test_the_corpus_is_large() -> None:
@@ -105,6 +109,38 @@ def test_any_lines_are_accounted_for(lines: list[bytes], end: bytes, good: bool)
 )
 def test_any_rows_in_a_named_format(lines: list[bytes], format: str) -> None:
     _account("rows.jsonl", b"\n".join(lines), format)
+
+
+JUNK = st.sampled_from([None, True, 0, 2.5, -1, 10**30, "", " ", "x", "{}", "[1]", [], [None], ["x"], [[]], [3], {}, {"role": "user"},
+    {"value": ["x"], "rank": 3}, {"from": "gpt"}, {"response": None}, {"rank": None, "completion": []}])  # fmt: skip
+
+
+def spoilt(value: Any, draw: Any) -> Any:
+    """The value with something in it replaced by junk, taken out, or put in."""
+    inside = list(value) if type(value) is dict else list(range(len(value))) if type(value) is list else []
+    if not inside or draw(st.integers(0, 3)) == 0:
+        return draw(JUNK)
+    at = draw(st.sampled_from(inside))
+    how = draw(st.integers(0, 5))
+    if type(value) is dict:
+        rest = {k: v for k, v in value.items() if k != at}
+        return rest if how == 0 else {**rest, at: spoilt(value[at], draw)}
+    return [*value[:at], *([] if how == 0 else [spoilt(value[at], draw)]), *value[at + (how != 1) :]]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data(), st.sampled_from(EXAMPLES))
+def test_a_row_of_any_format_with_junk_in_it(data: st.DataObject, example: Any) -> None:
+    """Whatever stands in a row's place, or deep inside it: judgements or a reason, never a traceback."""
+    name, row, _ = example
+    for _ in range(data.draw(st.integers(1, 2))):
+        row = spoilt(row, data.draw)
+        if type(row) is not dict:
+            row = {"x": row}
+    try:
+        assert judge(FORMATS[name], json.loads(json.dumps(row)))
+    except Reject as reason:
+        assert str(reason).split(":")[0].strip()
 
 
 @settings(max_examples=300, deadline=None)

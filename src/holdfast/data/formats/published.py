@@ -352,7 +352,7 @@ def mt_bench(row: Row) -> list[Judgement]:
     )
     winner = row.pop("winner", None)
     said = winner.strip().lower() if type(winner) is str else winner
-    if said in B_WINS:
+    if type(said) is str and said in B_WINS:
         j.responses, j.sources = (two, one), j.sources and j.sources[::-1]
     elif type(said) is str and (said in TIES or said.startswith("tie")):
         j.kind = "tie"
@@ -487,11 +487,12 @@ def _answer(
     rubric = None if question in UNNAMED else question
     places: dict[str, int] = {}
     if type(value) is dict and set(value) == {"rank", "value"} and type(value["value"]) is list:  # columns of a list
-        value = [{"rank": r, "value": v} for r, v in zip(value["rank"] or [], value["value"], strict=False)]
+        ranks_of = value["rank"] if type(value["rank"]) is list else []
+        value = [{"rank": r, "value": v} for r, v in zip(ranks_of, value["value"], strict=False)]
     if type(value) is list:
         for n, item in enumerate(value):
             if type(item) is dict:
-                if item.get("value") not in fields:
+                if type(item.get("value")) is not str or item["value"] not in fields:
                     return None
                 places[item["value"]] = n if item.get("rank") is None else whole(item["rank"], question)
             elif type(item) is str and item in fields:

@@ -83,8 +83,9 @@ def _spoken(message: dict[str, Any]) -> Row:
     if plain_message(message) and message["role"] in SPEAKERS:
         return {"from": SPEAKERS[message["role"]], "value": message["content"]}
     if set(message) == {"role", "tool_calls"} and message["role"] == "assistant":
-        calls = [call.get("function") for call in message["tool_calls"] if set(call) == {"type", "function"}]
-        if len(calls) == len(message["tool_calls"]):
+        given = message["tool_calls"] if type(message["tool_calls"]) is list else []
+        calls = [c["function"] for c in given if type(c) is dict and set(c) == {"type", "function"}]
+        if calls and len(calls) == len(given):
             return {"from": "function_call", "value": orjson.dumps(calls[0] if len(calls) == 1 else calls).decode()}
     raise Unsayable("a message with more than a role and text, or a tool call")
 
