@@ -135,7 +135,8 @@ def train(
             allow_environment_change=allow_environment_change,
         )
     if done.stopped != "interrupted" and not (folder / "evaluations" / HELD_OUT / "metrics.json").exists():
-        evaluate(folder)
+        if _compares_held_out(recipe, prepared.dataset, folder):
+            evaluate(folder)
         write_report(folder)
         track(folder, recipe.track.to)
     return Run(folder, done.steps, done.ledger_head, done.weights_digest, done.stopped)
@@ -156,6 +157,13 @@ def _save(prepared: Prepared, folder: Path) -> None:
     save_model(model, tokenizer, folder, write=lambda inside: save_adapter(model, inside, where, base, revision))
     if bind_adapter(recipe.adapter).merge:
         save_model(merged(model), tokenizer, folder / "merged")
+
+
+def _compares_held_out(recipe: Recipe, dataset: Dataset, folder: Path) -> bool:
+    """Whether there is anything to evaluate on: labels alone compare no responses, and a split may hold nothing out."""
+    split = load_split(folder, dataset)
+    rows = [split.parts.get(part, np.zeros(0, dtype=np.int64)) for part in recipe.evaluate.parts]
+    return len(comparisons(dataset, np.concatenate(rows), recipe.data.score_margin)) > 0 if rows else False
 
 
 def resume(run: str | Path, quiet: bool = False, allow_environment_change: bool = False) -> Run:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from holdfast.data.views import READ_WITH
 from holdfast.report.read import RunData, Series
 
 # Where a finding becomes a warning. An interval that excludes zero is always asked for as well, where there is one.
@@ -165,8 +166,9 @@ def out_of_distribution_drop(run: RunData) -> list[Warning] | None:
 
 
 def rows_left_out(run: RunData) -> list[Warning] | None:
-    # A response that another judgement already gave to sft loses nothing.
-    lost = {line.get("row") for line in run.left_out if line.get("reason") != "same response"}
+    # A response that another judgement already gave to sft loses nothing, nor does a score that is read with the best of its prompt.
+    read = ("same response", READ_WITH)
+    lost = {line.get("row") for line in run.left_out if line.get("reason") not in read}
     if run.trained_on is None:
         return None
     total = run.trained_on + int((run.opened.get("held_out") or {}).get("count", 0)) + len(lost)
