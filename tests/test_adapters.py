@@ -18,7 +18,7 @@ from holdfast.language.adapters import KINDS, adapter_base, attach, bind_adapter
 from holdfast.language.policy import Policy, RewardModel, base_digest, load_base, quiet, save_model, scorer_on
 from holdfast.language.reference import without_adapter
 from holdfast.proof import verify
-from holdfast.recipe import load_recipe
+from holdfast.recipe import Recipe, load_recipe
 from holdfast.training import fit
 from holdfast.training.checkpoint import trained_state, weights_digest
 from test_pipeline import SMALL
@@ -155,6 +155,11 @@ def test_a_config_is_written_in_one_order(tmp_path):
 def test_a_table_that_cannot_be_is_refused(table, words):
     with pytest.raises(RecipeError, match=words):
         attach(tiny.model("llama"), bind_adapter(table), seed=0)
+
+
+def test_the_recipe_names_every_kind():
+    said = Recipe.model_fields["adapter"].description
+    assert said.partition("(")[2].partition(")")[0].split(", ") == list(KINDS)
 
 
 def test_no_such_module_is_refused():

@@ -183,13 +183,13 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     model, tokenizer = _base(recipe, dataset, split, folder, quiet)
     base = base_digest(model)
     adapter = bind_adapter(recipe.adapter) if recipe.adapter is not None else None
-
-    held_out = split.parts.get("validation", np.zeros(0, dtype=np.int64))
-    wanted = np.concatenate([split.parts["train"], held_out])
     if adapter is not None and asked.ensemble.heads > 1:
         raise RecipeError(
             f"[objective] heads = {asked.ensemble.heads}: under an [adapter] a reward model has one head; leave one of them out"
         )
+
+    held_out = split.parts.get("validation", np.zeros(0, dtype=np.int64))
+    wanted = np.concatenate([split.parts["train"], held_out])
     margin = recipe.data.score_margin
     if margin and (not _has_scores(dataset, wanted) or all(t.function.family in ("sft", "label") for t in asked.terms)):
         raise RecipeError(
@@ -398,14 +398,14 @@ def _other_reference(table: ReferenceTable, recipe: Recipe, tokens: Tokens) -> t
 
 
 def _settle(model: Any, recipe: Recipe) -> Any:
-    """The model where [run] says and its weights in their type; an adapter's stay in float32.
+    """The model where [run] says and its weights in their type; an adapter's stay in float32, a head beside it does not.
 
     Buffers stay as they are: the frequencies of rotary positions, in eight bits, would put words in wrong places.
     """
     model.to(recipe.run.device)
     adapted, dtype = is_adapted(model), getattr(torch, recipe.run.dtype)
-    for tensor in model.parameters():
-        if not (adapted and tensor.requires_grad):
+    for name, tensor in model.named_parameters():
+        if not (adapted and tensor.requires_grad and "modules_to_save" not in name):
             tensor.data = tensor.data.to(dtype)
     return model
 
@@ -511,12 +511,12 @@ def _scorer(
     table_of = recipe.reference
     if table_of is not None and (table_of.path or table_of.hub):
         reference, weights = _other_reference(table_of, recipe, tokens)
+    elif recipe.adapter is not None and bind_adapter(recipe.adapter).keeps_base:  # no second copy: its base is in it
+        reference, weights = without_adapter(policy), trained_on(folder / "model")
     else:  # also where the reference moved: what a run has learnt is told from where it began
         base, _ = _start(recipe, folder)
         weights = weights_digest(base)
         reference = Policy(_settle(base, recipe), recipe.model.compute)
-    elif recipe.adapter is not None and bind_adapter(recipe.adapter).keeps_base:  # no second copy: its base is in it
-        reference, weights = without_adapter(policy), trained_on(folder / "model")
     artefact = reference_logps(reference, weights, tokens, groups, environment_digest(recipe.run))
     return PolicyScorer(policy, tokens, asked.judges, artefact, micro), reference
 

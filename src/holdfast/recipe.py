@@ -41,7 +41,9 @@ class RunTable(Table):
     seed: int = Field(0, description="of the order, dropout and fresh weights")
     threads: int = Field(2, ge=1, le=256, description="CPU threads; sums depend on it, so it is part of the recipe")
     device: str = Field("cpu", description="where tensors lie: cpu, cuda, cuda:1")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights while they are trained")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the weights in forward and backward; the optimiser learns in float32"
+    )
 
 
 class SplitTable(Table):
@@ -213,7 +215,11 @@ class Recipe(Table):
     text: TextTable = TextTable()
     objective: dict[str, Any]
     reference: ReferenceTable | None = None
-    adapter: dict[str, Any] | None = None
+    adapter: dict[str, Any] | None = Field(
+        None,
+        description="`kind` (lora, dora, rslora, pissa, olora, loha, lokr, vera, randlora, delora, gralora, ia3, oft, boft, hra, miss, "
+        "ln_tuning), the keys that peft gives that kind, and `merge = true` for a merged model beside the adapter",
+    )
     train: TrainTable = TrainTable(epochs=1)
     evaluate: EvaluateTable = EvaluateTable()
     track: TrackTable = TrackTable()

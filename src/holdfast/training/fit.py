@@ -45,6 +45,7 @@ from holdfast.training.checkpoint import (
 from holdfast.training.determinism import derive, deterministic, environment
 from holdfast.training.ledger import FORMAT, Entry, History, Ledger, differences, exact, read_ledger, rewrite, sync_tree
 from holdfast.training.objective import Objective, Rows
+from holdfast.training.optimiser import adamw
 from holdfast.training.order import Order, mix, read_rows, rows_root, total_steps, write_rows
 from holdfast.training.progress import Progress
 
@@ -103,9 +104,8 @@ class Trainer:
         decayed = [p for _, p in self.parameters if p.ndim >= 2]
         others = [p for _, p in self.parameters if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        fused = all(p.device.type in ("cpu", "cuda") for _, p in self.parameters)
-        self.optimiser = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused
+        self.optimiser = adamw(
+            [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps
         )
 
     def step(self, step: int) -> tuple[dict[str, Any], dict[str, float], float | None]:
