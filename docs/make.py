@@ -39,7 +39,7 @@ def recipe() -> str:
         "# Recipes",
         "",
         "One TOML file says all of a run. Every table and key, made from the schema by `make docs`; a key that is not here is an error.",
-        "`[objective]` holds `kind` (`sft`, `reward`, or a pair loss) and that loss's own keys: see [formulas.md](formulas.md).",
+        "`[objective]` holds `kind` (`sft`, `reward`, `sum`, or a policy loss) and the keys of that kind: see [formulas.md](formulas.md).",
         "A value can be laid over a recipe: `holdfast train recipe.toml --set train.lr=1e-5`.",
         "",
     ]

@@ -184,13 +184,13 @@ def round_trip(said: list[Judgement], name: str, ending: str) -> int:
         return len(exact)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data(), st.sampled_from(sorted(FORMATS)), st.sampled_from(ENDINGS))
 def test_what_a_format_says_comes_back_as_it_was(data: st.DataObject, name: str, ending: str) -> None:
     round_trip(data.draw(datasets(name)), name, ending)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(datasets("holdfast"), st.sampled_from(ENDINGS))
 def test_holdfast_says_everything(said: list[Judgement], ending: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
