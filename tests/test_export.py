@@ -443,3 +443,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert set(part.prompt_ids) == {key for key, name in split["members"] if name == "test"}
     assert set(part.row_ids) < set(whole.row_ids)
     assert isinstance(run("-o", tmp_path / "c.jsonl", "--part", "test").exception, DataError)
+
+
+def test_a_table_of_which_another_format_has_the_columns_is_not_told() -> None:
+    said = [Judgement("soft", "p", ("a", "b"), value=0.0, annotator_kind="ai")] * 4
+    other = replace(said[0], extra={"completions": []})
+    assert round_trip([*said, other], "alpaca-eval", ".parquet") == 5

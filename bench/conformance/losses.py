@@ -16,13 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from rows import Row
 from torch import Tensor, nn
 from trl import DPOTrainer, KTOTrainer, RewardTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from holdfast.losses import LOSSES, kto_z0
+from rows import Row
 
 # Axes: E pairs (chosen in the first half of 2 E sequences), L places, V vocabulary. Log-probabilities stand at the place that predicts.
 

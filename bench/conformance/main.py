@@ -13,12 +13,12 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-import fields
 import torch
+
+import fields
+from losses import all_rows
 from rows import TOLERANCE, Row, number
 from steps import WEIGHTS, Compared, all_cases
-
-from losses import all_rows
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 

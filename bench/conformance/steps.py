@@ -19,7 +19,6 @@ import datasets
 import torch
 import transformers
 from datasets import Dataset
-from rows import TOLERANCE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
@@ -34,6 +33,7 @@ from holdfast.language.scratch import make_model, train_tokenizer
 from holdfast.moving import from_trl
 from holdfast.recipe import ScratchTable, load_recipe
 from holdfast.training.ledger import read_ledger
+from rows import TOLERANCE
 
 N = 24
 WEIGHTS = 1e-3  # AdamW divides by a gradient's own size: where that is near eps, float32's last digit is a visible share of a small step
@@ -109,7 +109,7 @@ CASES = [
         "kto", {"desirable_weight": 1.2}, equal=1,
         note="equal at the first step, where the KL is 0; after it the two estimate it from other mismatched pairs (ours over the whole step)",
     ),
-    Case("dpo", {"warmup_steps": 2}, equal=0, note="TRL's first warm-up step has the rate 0 and moves nothing; ours has lr / 3. They part at the second step"),  # noqa: E501
+    Case("dpo", {"warmup_steps": 2}, equal=0, note="TRL's first warm-up step has the rate 0 and moves nothing; ours has lr / 3"),
 ]  # fmt: skip
 
 

@@ -111,7 +111,9 @@ def export(
     except OSError as problem:
         raise DataError(f"cannot write {out}: {problem.strerror or problem}") from None
     complete = rows is None and not work.refused and not work.lost
-    detected = _is_told(work.sample, form)
+    # A row of a table has all of the table's columns.
+    columns = dict.fromkeys(work.shapes) if kind == "parquet" else {}
+    detected = _is_told([columns | row for row in work.sample], form)
     return Exported(
         out, form.name, work.n_rows, work.written, work.refused, work.lost, ds.root if complete else None, detected
     )
