@@ -117,19 +117,23 @@ def kill(folder: Path, tries: int = 25) -> dict[str, Any]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        # Every third kill waits for a checkpoint in the making; the others come at a random moment.
-        until = time.monotonic() + rng.uniform(0.15, 0.95) * length
-        while process.poll() is None and time.monotonic() < until:
-            time.sleep(0.0005)
-        if n % 3 == 0:
-            while process.poll() is None and not _in_the_making(run):
+        # A third of the kills comes at a random moment of the clock, start-up included; the others after a random number
+        # of steps, and every other one of these waits for a checkpoint in the making.
+        if n % 3 == 2:
+            until = time.monotonic() + rng.uniform(0.15, 0.95) * length
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(0.0005)
+        else:
+            least = rng.randrange(90)
+            while process.poll() is None and _steps_taken(run) < least:
+                time.sleep(0.0005)
+            while n % 3 == 0 and process.poll() is None and not _in_the_making(run):
                 pass
         before_end += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
         inside += _in_the_making(run)
-        ledgers = [p for p in (run / "base" / "ledger.jsonl", run / "ledger.jsonl") if p.exists()]
-        steps.append(sum(p.read_bytes().count(b'"kind":"step"') for p in ledgers))
+        steps.append(_steps_taken(run))
         resume = "resume" if (run / "recipe.toml").exists() else "train"
         done = holdfast("resume", run) if resume == "resume" else holdfast("train", recipe, "-o", run)
         same = all(done[key] == whole[key] for key in ("weights_digest", "ledger_head"))
@@ -149,6 +153,12 @@ def kill(folder: Path, tries: int = 25) -> dict[str, Any]:
         "before the end": before_end,
         "steps at the kill": steps,
     }
+
+
+def _steps_taken(run: Path) -> int:
+    """Of the base and of the run, as their ledgers say."""
+    ledgers = [p for p in (run / "base" / "ledger.jsonl", run / "ledger.jsonl") if p.exists()]
+    return sum(p.read_bytes().count(b'"kind":"step"') for p in ledgers)
 
 
 def _in_the_making(run: Path) -> bool:
