@@ -98,6 +98,21 @@ _line(
     "key twice, one spaced", b'{"prompt" : "x", "chosen":"a", "prompt":"y", "rejected":"b"}', "duplicate key: 'prompt'"
 )
 _line(
+    "key twice, one before a tab",
+    b'{"prompt"\t: "x", "chosen": "a", "rejected": "b", "prompt":"y"}',
+    "duplicate key: 'prompt'",
+)
+_line(
+    "key twice, beside one with a backslash at its end",
+    b'{"prompt": "x", "chosen": "a", "rejected": "b", "k\\\\": 1, "z": 1, "z": 2}',
+    "duplicate key: 'z'",
+)
+_line(
+    "key twice, beside texts that look like keys",
+    b'{"prompt": "say \\"no\\": \\\\", "chosen": ": a", "z": 1, "rejected": "b\\" : c", "z": 2}',
+    "duplicate key: 'z'",
+)
+_line(
     "key twice, inside",
     b'{"prompt": [{"role": "user", "role": "system", "content": "x"}], "chosen": "a", "rejected": "b"}',
     "duplicate key: 'role'",

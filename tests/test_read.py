@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from holdfast.data.read import ReadRow, read_files
+from holdfast.data.read import ReadRow, Share, read_files
 from holdfast.data.records import Judgement
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -322,6 +322,48 @@ def test_real_pandalm() -> None:
         if w is None
         for a in ("annotator1", "annotator2", "annotator3")
     )
+
+
+def test_texts_that_look_like_keys_are_no_keys(tmp_path: Path) -> None:
+    row = {
+        "prompt": 'say "no": \\',
+        "chosen": ": a",
+        "rejected": 'b" : c',
+        "k\\": {'"': [{":": 1}]},
+        "": ['":', '\\":'],
+    }
+    for name, text in {
+        "a": json.dumps(row),
+        "b": json.dumps(row, separators=(" ,\t", "\t : ")),
+        "c": "[" + json.dumps(row) + "]",
+    }.items():
+        (tmp_path / f"{name}.json{'' if name == 'c' else 'l'}").write_text(text)
+    for found in read_files([tmp_path]):
+        (j,) = found.judgements
+        assert j.extra == {k: row[k] for k in ("k\\", "")}
+
+
+@pytest.mark.parametrize("of", [1, 2, 3])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "lines.json"])
+def test_shares_make_the_whole(name: str, of: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every row in exactly one share, as without shares; files numbered alike in each."""
+    monkeypatch.setattr("holdfast.data.read.CHUNK", 4096)
+    text = jsonl(ROWS).replace(b"Question 41", b"Question \xff").replace(b"\n", b"\n\n", 7)
+    (tmp_path / "b.jsonl").write_bytes(text[:-40])
+    plain = {"a.json": json.dumps(ROWS).encode(), "a.csv": None}.get(name, text)
+    if plain is None:
+        write_csv(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(plain)[:-4] if name.endswith(".gz") else plain)
+    files = [tmp_path / name, tmp_path / "b.jsonl"]
+    whole = list(read_files(files))
+    shares = [Share(k, of) for k in range(of)]
+    parts = [list(read_files(files, share=share)) for share in shares]
+    assert sorted((r.file, r.row) for part in parts for r in part) == sorted((r.file, r.row) for r in whole)
+    by_place = {(r.file, r.row): r for r in whole}
+    assert all(by_place[r.file, r.row] == r for part in parts for r in part)
+    assert all(share.files == shares[0].files for share in shares) and len(shares[0].files) == 2
+    assert all(len(part) > 100 for part in parts)
 
 
 # --------------------------------------------------------------------------------------------------------------- memory

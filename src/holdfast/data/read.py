@@ -20,7 +20,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,8 +66,29 @@ class ReadRow:
     reason: str | None = None
 
 
+@dataclass
+class Share:
+    """Which rows one of several processes takes: of a file of lines, the lines that end in its chunks; of any other
+    file, and of the rows from which the format is told, all or none.
+
+    number, of: this is share `number` (from 0) of `of`.
+    files:      the files that have rows, by name, numbered as they are met: the same in every share.
+    """
+
+    number: int = 0
+    of: int = 1
+    files: dict[str, int] = field(default_factory=dict)
+    telling: bool = True  # the format is being told: every share reads every row
+    lines: bool = False  # the file is one of lines
+
+    def takes(self, chunk: int) -> bool:
+        return self.telling or chunk % self.of == self.number
+
+
 class _Broken(Exception):
-    """The file cannot be read further from here on."""
+    """The file cannot be read further from here on; `at`, where it is known: the rows up to there."""
+
+    at: int | None = None
 
 
 Raw = tuple[int, Row | None, str | None]  # row number, the row or else the reason
@@ -79,12 +100,14 @@ def read_files(
     format: str | None = None,
     mapping: Mapping[str, str] | None = None,
     unjudged: bool = False,
+    share: Share | None = None,
 ) -> Iterator[ReadRow]:
     """Read the rows of `files` (files, folders of files, or `datasets` folders) one by one, in the order given.
 
     `format` names the format (default: told from the columns, for each file); `mapping` says which column holds which
     field (`{"prompt": "question"}`) and is applied first. Files, format and mapping are looked at before anything is
     read. `unjudged`: a file with prompts and responses is read for these alone, judged or not (a score of 0 stands in).
+    `share`: only these rows, for one of several processes that read the same files.
     Raises DataError, naming the file and the remedy, for what concerns a whole file."""
     if isinstance(files, str | Path):
         files = [files]
@@ -93,27 +116,42 @@ def read_files(
     mapping = dict(mapping or {})
     check_mapping(mapping, named(format) if format else None)
     given = [(str(f), _find(Path(f), str(f))) for f in files]
-    return _read_all(given, named(format) if format else None, mapping, unjudged)
+    return _read_all(given, named(format) if format else None, mapping, unjudged, share or Share())
+
+
+def raw_rows(path: str | Path) -> Iterator[Row]:
+    """The rows of a file (or folder of files) as they are, of no format: those that are objects. DataError as above."""
+    for file, found in _find(Path(path), str(path)):
+        try:
+            for _, row, _ in _raw_rows(file, found):
+                if row is not None:
+                    yield row
+        except _Broken as broken:
+            raise DataError(f"{file}: {broken}") from None
 
 
 def _read_all(
-    given: list[tuple[str, list[tuple[str, Path]]]], form: Format | None, mapping: dict[str, str], unjudged: bool
+    given: list[tuple[str, list[tuple[str, Path]]]],
+    form: Format | None,
+    mapping: dict[str, str],
+    unjudged: bool,
+    share: Share,
 ) -> Iterator[ReadRow]:
     for name, sources in given:
-        empty = True
         for file, path in sources:
-            for row in _read_one(file, path, form, mapping, unjudged):
-                empty = False
-                yield row
-        if empty:
+            yield from _read_one(file, path, form, mapping, unjudged, share)
+        if share.files.keys().isdisjoint(file for file, _ in sources):
             raise DataError(f"{name}: holds no rows")
 
 
-def _read_one(file: str, path: Path, form: Format | None, mapping: dict[str, str], unjudged: bool) -> Iterator[ReadRow]:
-    rows = _raw_rows(file, path)
-    settled = False
-    at, breaks = 0, None
-    while True:
+def _read_one(
+    file: str, path: Path, form: Format | None, mapping: dict[str, str], unjudged: bool, share: Share
+) -> Iterator[ReadRow]:
+    share.telling, share.lines = True, False
+    rows = _raw_rows(file, path, share)
+    settled, at = False, 0
+    broken: _Broken | None = None
+    while not settled:
         # The format is settled on the first rows that are objects at all, and then holds for the file.
         held: list[Raw] = []
         objects = 0
@@ -121,51 +159,68 @@ def _read_one(file: str, path: Path, form: Format | None, mapping: dict[str, str
             for raw in rows:
                 held.append(raw)
                 objects += raw[1] is not None
-                if settled or objects == SAMPLE or len(held) == 4 * SAMPLE:
+                if objects == SAMPLE or len(held) == 4 * SAMPLE:
                     break
-            else:
-                rows = iter(())
-        except _Broken as broken:
-            rows, breaks = iter(()), str(broken)
+        except _Broken as problem:
+            broken = problem
             if not held and not at:
-                raise DataError(f"{file}: {breaks}; nothing in it can be read. Fetch or write it again") from None
-        if not held:
+                raise DataError(f"{file}: {broken}; nothing in it can be read. Fetch or write it again") from None
+        if held:
+            share.files.setdefault(file, len(share.files))
+            at = held[-1][0]
+        if objects:
+            form = _settle(file, form, mapping, unjudged, [row for _, row, _ in held if row is not None])
+            settled, share.telling = True, False
+        if share.number == 0:  # the first share has the rows from which the format was told
+            for raw in held:
+                yield _judged(file, raw, form, mapping)
+        if broken or not held:
             break
-        if objects and not settled:
-            sample = [row for _, row, _ in held if row is not None]
-            columns = list(dict.fromkeys(c for row in sample for c in row))
-            for field, column in mapping.items():
-                if column not in columns:
-                    raise DataError(
-                        f"{file}: --map {field}={column}: no column {column!r}; "
-                        f"there are {', '.join(map(repr, columns))}"
-                    )
-            if mapping:
-                sample = [_rename(row, mapping)[0] for row in sample]
-            if form is None:
-                given = unjudged and not GIVEN.missing({c for row in sample for c in row})
-                form = GIVEN if given else detect(sample, file, mapping)
-            elif missing := form.missing({c for row in sample for c in row}):
-                raise DataError(
-                    f"{file}: format {form.name} needs {', '.join(form.needs)}, and there is no {', '.join(missing)}; "
-                    f"the columns are {', '.join(map(repr, columns))}"
-                )
-            settled = True
-        for at, row, reason in held:
-            if row is None:
-                yield ReadRow(file, at, [], reason)
-                continue
-            try:
-                assert form is not None
-                if mapping:
-                    row, aside = _rename(row, mapping)
-                    yield ReadRow(file, at, judge(form, row, aside))
-                else:
-                    yield ReadRow(file, at, judge(form, row))
-            except Reject as reject:
-                yield ReadRow(file, at, [], str(reject))
-    if breaks:
-        yield ReadRow(file, at + 1, [], f"file breaks off: {breaks}; the rest of it is not read")
+    if settled and not broken and (share.number == 0 or share.lines):
+        try:
+            for raw in rows:
+                at = raw[0]
+                yield _judged(file, raw, form, mapping)
+        except _Broken as problem:
+            broken = problem
+    if broken and share.number == 0:
+        at = at if broken.at is None else broken.at
+        yield ReadRow(file, at + 1, [], f"file breaks off: {broken}; the rest of it is not read")
+
+
+def _settle(file: str, form: Format | None, mapping: dict[str, str], unjudged: bool, sample: list[Row]) -> Format:
+    """The format of a file whose first rows are these. Raises DataError."""
+    columns = list(dict.fromkeys(c for row in sample for c in row))
+    for name, column in mapping.items():
+        if column not in columns:
+            raise DataError(
+                f"{file}: --map {name}={column}: no column {column!r}; there are {', '.join(map(repr, columns))}"
+            )
+    if mapping:
+        sample = [_rename(row, mapping)[0] for row in sample]
+    if form is None:
+        given = unjudged and not GIVEN.missing({c for row in sample for c in row})
+        return GIVEN if given else detect(sample, file, mapping)
+    if missing := form.missing({c for row in sample for c in row}):
+        raise DataError(
+            f"{file}: format {form.name} needs {', '.join(form.needs)}, and there is no {', '.join(missing)}; "
+            f"the columns are {', '.join(map(repr, columns))}"
+        )
+    return form
+
+
+def _judged(file: str, raw: Raw, form: Format | None, mapping: dict[str, str]) -> ReadRow:
+    at, row, reason = raw
+    if row is None:
+        return ReadRow(file, at, [], reason)
+    assert form is not None
+    try:
+        if mapping:
+            row, aside = _rename(row, mapping)
+            return ReadRow(file, at, judge(form, row, aside))
+        return ReadRow(file, at, judge(form, row))
+    except Reject as reject:
+        return ReadRow(file, at, [], str(reject))
 
 
 def _rename(row: Row, mapping: dict[str, str]) -> tuple[Row, Row]:
@@ -257,9 +312,10 @@ def _kind_by_name(path: Path) -> str | None:
     return KINDS.get(Path(stem).suffix)
 
 
-def _raw_rows(file: str, path: Path) -> Iterator[Raw]:
+def _raw_rows(file: str, path: Path, share: Share | None = None) -> Iterator[Raw]:
     """The rows of one file, whatever its kind. Raises DataError for the file, _Broken where it breaks off."""
     kind = _kind_by_name(path)
+    share = share or Share()
     try:
         with path.open("rb") as stream:
             magic = stream.read(8)
@@ -297,9 +353,9 @@ def _raw_rows(file: str, path: Path) -> Iterator[Raw]:
             head = head.removeprefix(b"\xef\xbb\xbf")
             chunks = itertools.chain((head,), chunks)
             if kind == "json":
-                yield from _json_rows(file, head, chunks)
+                yield from _json_rows(file, head, chunks, share)
             elif kind == "jsonl":
-                yield from _jsonl_rows(chunks)
+                yield from _jsonl_rows(chunks, share)
             else:
                 yield from _csv_rows(file, chunks, "," if kind == "csv" else "\t")
     except OSError as problem:
@@ -354,28 +410,44 @@ def _unpack(stream: BinaryIO, packed: str | None) -> Iterator[bytes]:
 # --------------------------------------------------------------------------------------------------------- JSON and CSV
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
-    """Lines without their line feed; None for one that is too long to be held. What stands after the last line feed is
-    a line too, unless the file breaks off there."""
+def _lines(chunks: Iterator[bytes], share: Share) -> Iterator[tuple[int, bytes | None]]:
+    """Lines of this share without their line feed, numbered from 1; None for one that is too long to be held. A line is
+    its share's in whose chunk it ends. What stands after the last line feed is a line too, unless the file breaks off
+    there."""
     held: list[bytes] = []
-    size = 0
-    for chunk in chunks:
-        first, *rest = chunk.split(b"\n")
-        size += len(first)
-        if size <= MAX_ROW:
-            held.append(first)
-        else:
-            held.clear()
-        if rest:
-            yield b"".join(held) if size <= MAX_ROW else None
-            yield from rest[:-1]
-            held, size = [rest[-1]], len(rest[-1])
-    if size:
-        yield b"".join(held) if size <= MAX_ROW else None
+    size, at, n = 0, 1, -1
+    try:
+        for n, chunk in enumerate(chunks):
+            first, feed, rest = chunk.partition(b"\n")
+            size += len(first)
+            if size <= MAX_ROW:
+                held.append(first)
+            else:
+                held.clear()
+            if not feed:
+                continue
+            if share.takes(n):
+                yield at, b"".join(held) if size <= MAX_ROW else None
+            at += 1
+            whole, feed, last = rest.rpartition(b"\n")
+            if feed and share.takes(n):
+                for line in whole.split(b"\n"):
+                    if share.takes(n):  # it may be told the format in the middle of a chunk
+                        yield at, line
+                    at += 1
+            elif feed:
+                at += whole.count(b"\n") + 1
+            held, size = [last], len(last)
+    except _Broken as broken:
+        broken.at = at - 1
+        raise
+    if size and share.takes(n):
+        yield at, b"".join(held) if size <= MAX_ROW else None
 
 
-def _jsonl_rows(chunks: Iterator[bytes]) -> Iterator[Raw]:
-    for at, line in enumerate(_lines(chunks), 1):
+def _jsonl_rows(chunks: Iterator[bytes], share: Share) -> Iterator[Raw]:
+    share.lines = True
+    for at, line in _lines(chunks, share):
         if line is None:
             yield at, None, f"row too long: more than {MAX_ROW >> 20} MiB"
         elif line and not line.isspace():
@@ -390,33 +462,40 @@ def _parse(text: bytes) -> tuple[Row | None, str | None]:
         return None, _why_not_json(text, str(problem))
     if type(row) is not dict:
         return None, f"not an object: the row is {name_of(row)}"
-    # A key given twice would silently lose one value. Outside of texts `":` ends a key, and inside it is written `\":`, so
-    # there are as many of them as keys in the result. Only where the count differs, or a space may stand between, look
-    # closer.
-    keys, stack = 0, [row]
-    while stack:
-        node = stack.pop()
-        keys += len(node)
-        for value in node.values():
-            if type(value) is dict:
-                stack.append(value)
-            elif type(value) is list:
-                lists = [value]
-                while lists:
-                    for item in lists.pop():
-                        if type(item) is dict:
-                            stack.append(item)
-                        elif type(item) is list:
-                            lists.append(item)
-    ends = text.count(b'":')
-    if b'" :' in text or (ends != keys and ends - text.count(b'\\":') != keys):
-        twice = _key_given_twice(text)
+    # A key given twice would silently lose one value. Every key ends in a quote and a colon, so where no more of these
+    # are in the text than keys in the result, none is. There may be more, inside of texts: then look closer.
+    keys = len(row)
+    for value in row.values():
+        if type(value) is dict or type(value) is list:
+            keys = _count_keys(row)
+            break
+    if len(KEY_ENDS.findall(text)) != keys:
+        twice = _key_given_twice(text, keys)
         if twice is not None:
             return None, f"duplicate key: {twice!r}"
     return row, None
 
 
-def _key_given_twice(text: bytes) -> str | None:
+KEY_ENDS = re.compile(rb'"\s*+:')
+TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"(?:\s*+(:))?', re.DOTALL)
+
+
+def _count_keys(value: Any) -> int:
+    keys, stack = 0, [value]
+    while stack:
+        node = stack.pop()
+        if type(node) is dict:
+            keys += len(node)
+            stack += node.values()
+        elif type(node) is list:
+            stack += [v for v in node if type(v) is dict or type(v) is list]
+    return keys
+
+
+def _key_given_twice(text: bytes, keys: int) -> str | None:
+    """A key that an object in this JSON, which holds so many different ones, has twice."""
+    if TEXTS.findall(text).count(b":") == keys:
+        return None
     found: list[str] = []
 
     def look(pairs: list[tuple[str, Any]]) -> None:
@@ -530,7 +609,7 @@ class _JsonText:
             first = False
 
 
-def _json_rows(file: str, head: bytes, chunks: Iterator[bytes]) -> Iterator[Raw]:
+def _json_rows(file: str, head: bytes, chunks: Iterator[bytes], share: Share) -> Iterator[Raw]:
     """The rows of a `.json` file: an array, arrays under keys such as `data`, or JSON lines under the wrong ending."""
     start = head.lstrip()
     if not start:
@@ -546,7 +625,7 @@ def _json_rows(file: str, head: bytes, chunks: Iterator[bytes]) -> Iterator[Raw]
             # Lines, if one of the first is an object by itself; an object written over several lines has none such.
             first = [_parse(line)[0] for line in start[: CHUNK // 4].split(b"\n")[:8]]
             if any(first) and not (first[0] and WRAPPERS & set(first[0]) and b"\n" not in start.rstrip()):
-                yield from _jsonl_rows(chunks)
+                yield from _jsonl_rows(chunks, share)
                 return
         text.sign()
         at, found, sign = 0, False, ord(",")
@@ -579,7 +658,7 @@ def _csv_rows(file: str, chunks: Iterator[bytes], delimiter: str) -> Iterator[Ra
     wrong: list[str] = []
 
     def lines() -> Iterator[str]:
-        for line in _lines(chunks):
+        for _, line in _lines(chunks, Share()):
             if line is None:
                 wrong.append(f"row too long: more than {MAX_ROW >> 20} MiB")
                 yield "\n"
