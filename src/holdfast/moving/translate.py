@@ -190,7 +190,7 @@ class _Move:
         """A key of the recipe, from one argument or several. Left away where nothing was given and the defaults agree."""
         *tables, last = key.split(".")
         given = [n for n in names.split(", ") if self.has(n)]
-        if not given and _default(key) == value and key != "train.batch":
+        if not given and _default(key) == value and not note:
             return
         at = self.recipe
         for table in tables:
@@ -270,33 +270,7 @@ class _Move:
             )
         elif self.has("model_revision"):
             self.note("same", "model_revision", "the default")
-        said = {n: self.take(n) for n in ("dtype", "torch_dtype") if self.has(n)}
-        dtype = next((v for v in said.values() if v is not None), "float32")
-        for key in ("dtype", "torch_dtype"):
-            dtype = options.pop(key, dtype)
-        dtype = str(dtype).removeprefix("torch.")
-        names = next(iter(said), "model_init_kwargs" if self.has("model_init_kwargs") else "dtype")
-        self.taken |= {"dtype"}
-        if dtype not in ("float32", "bfloat16"):
-            self.refuse(names, "weights are float32 or bfloat16; say --set dtype=float32")
-        else:
-            self.put("run.dtype", dtype, names)
-        half = bool(self.take("fp16")) or self.take("bf16") is not False
-        if half and dtype == "float32":
-            which = "fp16" if self.has("fp16") and self.given["fp16"] else "bf16"
-            self.lines.append(
-                Line(
-                    "differs" if self.has(which) else "default", which, self._value(which) if self.has(which) else True, 'run.dtype = "float32"',
-                    "TRL keeps float32 weights and multiplies in 16 bits; here both are float32. bfloat16 would keep the weights in 16 bits as well",
-                )
-            )  # fmt: skip
-        else:
-            for name_ in ("bf16", "fp16"):
-                self.note(
-                    "no effect" if half else "same",
-                    name_,
-                    "the weights have 16 bits already" if half else "float32 throughout",
-                )
+        self._precision(options)
         for key in ("attn_implementation", "use_cache", "device_map", "low_cpu_mem_usage", "use_kernels"):
             if options.pop(key, None) is not None:
                 self.lines.append(
@@ -305,6 +279,46 @@ class _Move:
         if options:
             self.refuse("model_init_kwargs", f"{', '.join(sorted(options))} cannot be said in a recipe")
         self._adapter()
+
+    def _precision(self, options: dict[str, Any]) -> None:
+        """[run] device and dtype."""
+        cpu = self.take("use_cpu") or (self.take("no_cuda") if self.has("no_cuda") else False)
+        name = "no_cuda" if self.has("no_cuda") else "use_cpu"
+        self.put(
+            "run.device",
+            "cpu" if cpu else "cuda",
+            name,
+            "" if self.has(name) else "TRL takes the accelerator that it finds",
+        )
+
+        said = {n: self.take(n) for n in ("dtype", "torch_dtype") if self.has(n)}
+        weights = next((v for v in said.values() if v is not None), self.take("dtype"))
+        for key in ("dtype", "torch_dtype"):
+            weights = options.pop(key, weights)
+        weights = str(weights).removeprefix("torch.")
+        names = next(iter(said), "model_init_kwargs" if self.has("model_init_kwargs") else "dtype")
+        bf16, fp16 = self.take("bf16"), self.take("fp16")
+        if weights not in ("float32", "bfloat16"):
+            return self.refuse(names, "weights are float32 or bfloat16; say --set dtype=float32")
+        if weights == "bfloat16":
+            for flag in ("bf16", "fp16"):
+                self.note("no effect", flag, "the weights have 16 bits already")
+            why = "TRL updates bfloat16 weights in place, where small updates round to nothing; here the optimiser learns in float32"
+            return self.put("run.dtype", "bfloat16", names, why)
+        for key in said:
+            self.note("same", key, "the optimiser learns in float32")
+        if fp16:
+            self.note("no effect", "bf16", "fp16 decides")
+            return self.put("run.dtype", "bfloat16", "fp16", "16 bits are bfloat16 here, which needs no loss scaling")
+        if bf16 is False:
+            self.note("same", "fp16", "off")
+            return self.put("run.dtype", "float32", "bf16")
+        self.note("same", "fp16", "off")
+        if bf16 is None and cpu:
+            note = "TRL would multiply in bfloat16 on a CPU as well, which is slower there and less exact"
+            return self.put("run.dtype", "float32", "bf16", note)
+        note = "TRL multiplies in bfloat16 and keeps float32 weights; here forward and backward have bfloat16 weights, and the optimiser float32 ones"
+        return self.put("run.dtype", "bfloat16", "bf16", note)
 
     def _adapter(self) -> None:
         names = (
@@ -751,19 +765,11 @@ class _Move:
         return None
 
     def _machine(self) -> None:
-        """[run] seed and device."""
+        """[run] seed; dropout."""
         seed, other = self.take("seed"), self.take("data_seed")
         self.put("run.seed", seed, "seed", "of other random numbers: the order of rows is another than TRL's")
         if other is not None:
             self.note("differs", "data_seed", "run.seed is of the order as well")
-        cpu = self.take("use_cpu") or (self.take("no_cuda") if self.has("no_cuda") else False)
-        name = "no_cuda" if self.has("no_cuda") else "use_cpu"
-        self.put(
-            "run.device",
-            "cpu" if cpu else "cuda",
-            name,
-            "" if self.has(name) else "TRL takes the accelerator that it finds",
-        )
         if not self.take("disable_dropout"):
             self.refuse("disable_dropout", "dropout is off, as it is in TRL unless asked for")
         self.note("always", "disable_dropout", "dropout is off")
