@@ -51,7 +51,15 @@ def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *rest: Any, **more: A
     return 2 * batch * heads * queries * k[-2] * (3 * size + 2 * v[-1])
 
 
+def _product(x: Any, weight: Any, *rest: Any, **more: Any) -> int:
+    rows = 1
+    for n in x[:-1]:
+        rows *= n
+    return 2 * rows * x[-1] * weight[0]
+
+
 FLOPS = {
+    torch.ops.mkldnn._linear_pointwise: _product,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

@@ -40,6 +40,28 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_a_head_that_is_not_trained_has_its_gradient_made_in_the_forward(kind, chunk):
+    hidden, head, target = _make(**HEADS[kind])
+    still = Head(head.weight.detach(), head.bias.detach() if head.bias is not None else None, head.scale, head.softcap)
+    assert torch.autograd.gradcheck(lambda h: token_logps(h, still, target, chunk), [hidden])
+    up = torch.linspace(-1, 2, len(target), dtype=torch.float64)
+    (trained,) = torch.autograd.grad(token_logps(hidden, head, target, chunk), [hidden], up)
+    logp = token_logps(hidden, still, target, chunk)
+    made: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        (got,) = torch.autograd.grad(logp, [hidden], up)
+    torch.testing.assert_close(got, trained, atol=1e-12, rtol=0)
+    assert made and not any("mm" in name or "linear" in name for name in made)  # no second pass
+
+
+@pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 def test_value_and_gradient_in_float64(kind, chunk):
     hidden, head, target = _make(**HEADS[kind])

@@ -62,7 +62,7 @@ from holdfast.language.reference import (
 from holdfast.language.scoring import PolicyScorer, RewardScorer
 from holdfast.language.scratch import dataset_texts, make_model, train_tokenizer
 from holdfast.language.terms import Asked, View, apart, fed, feed, read_objective
-from holdfast.language.tokens import Tokens, decode_pieces, tokenise, tokenizer_digest
+from holdfast.language.tokens import Tokens, decode_pieces, tokenise, tokenizer_digest, tokens_of
 from holdfast.recipe import Recipe, ReferenceTable, TrackTable, load_recipe
 from holdfast.report.page import write_report
 from holdfast.report.trackers import require, track
@@ -199,7 +199,7 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     reads = np.unique(np.concatenate([v.reads for v in views]))
     if not len(reads):
         raise _nothing_left(dataset, asked, _unused(wanted, views))
-    tokens = tokenise(dataset, reads, tokenizer, recipe.text, **_reading(model))
+    tokens = tokens_of(dataset, reads, tokenizer, recipe.text, **_reading(model))
     final = [feed(term, dataset, tokens.rows, margin, tokens) for term in asked.terms]
     left_out = _unused(wanted, views, tokens, final)
     used = np.unique(np.concatenate([v.row for v in final]))
@@ -446,7 +446,7 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
         view = comparisons(dataset, wanted, margin)
         if not len(view.row):
             raise DataError(f"nothing in {dataset.path} compares two responses: {_counts(view.left_out)}")
-        tokens = tokenise(dataset, view.reads, tokenizer, recipe.text, **_reading(model))
+        tokens = tokens_of(dataset, view.reads, tokenizer, recipe.text, **_reading(model))
         before, view = view, apart(comparisons(dataset, tokens.rows, margin), tokens)
         left_out = _unused(wanted, [before], tokens, [view])
         scorer, reference = _scorer(recipe, folder, model, tokenizer, tokens, _groups(view))

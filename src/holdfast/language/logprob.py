@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
+
+from holdfast.language.products import linear, product
 
 # A chunk has this many logits (8 MiB of fp32: they stay in the cache between passes), but at least so many tokens: with
 # fewer, reading the head's weights would take longer than the product with them.
@@ -58,6 +59,12 @@ def token_logps(hidden_NH: torch.Tensor, head: Head, target_N: torch.Tensor, chu
 
 
 class _TokenLogps(torch.autograd.Function):
+    """With p the softmax and t the target, d logp / d z = onehot(t) - p; a softcap bends both by dz'/dz = 1 - (z' / softcap)^2.
+
+    A head that is trained needs p again in the backward, for its own gradient. One that is not (adapters) needs no second pass: what a
+    token's log-probability pulls at its hidden state, `pull_NH`, is made in the forward, while p is there.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -70,18 +77,38 @@ class _TokenLogps(torch.autograd.Function):
         chunk: int,
     ) -> torch.Tensor:
         head = Head(weight_VH, bias_V, scale, softcap)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        ctx.frozen = not (wants_weight or wants_bias)
         logp, lse = [], []
+        pull_NH = torch.empty_like(hidden_NH) if ctx.frozen and wants_hidden else None
         for part in _parts(len(hidden_NH), chunk):
+            target_C1 = target_N[part, None]
             z_CV = head.logits(hidden_NH[part])
-            lse.append(z_CV.logsumexp(-1))
-            logp.append(z_CV.gather(1, target_N[part, None])[:, 0] - lse[-1])
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, torch.cat(lse))
+            logit_C1, most_C1 = z_CV.gather(1, target_C1), z_CV.amax(-1, keepdim=True)
+            bend_CV = None if softcap is None or pull_NH is None else 1 - (z_CV / softcap) ** 2
+            e_CV = z_CV.sub_(most_C1).exp_()
+            sum_C1 = e_CV.sum(-1, keepdim=True)
+            lse.append((most_C1 + sum_C1.log())[:, 0])
+            logp.append(logit_C1[:, 0] - lse[-1])
+            if pull_NH is not None:
+                p_CV, own_C1 = e_CV.div_(sum_C1), torch.full_like(sum_C1, scale)
+                if bend_CV is not None:
+                    p_CV.mul_(bend_CV)
+                    own_C1 *= bend_CV.gather(1, target_C1)
+                pull_NH[part] = weight_VH[target_N[part]] * own_C1 - _times(p_CV, weight_VH) * scale
+        if ctx.frozen:
+            ctx.save_for_backward(pull_NH)
+        else:
+            ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, torch.cat(lse))
         ctx.settings = (scale, softcap, chunk)
         return torch.cat(logp)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.frozen:
+            (pull_NH,) = ctx.saved_tensors
+            return (pull_NH * grad_N[:, None]).to(pull_NH.dtype), None, None, None, None, None, None
         hidden_NH, weight_VH, bias_V, target_N, lse_N = ctx.saved_tensors
         scale, softcap, chunk = ctx.settings
         head = Head(weight_VH, bias_V, scale, softcap)
@@ -89,10 +116,9 @@ class _TokenLogps(torch.autograd.Function):
         # Low precision is not added up over chunks; the sum is made in fp32 and rounded once.
         wide = lse_N.dtype
         hidden_grad = torch.empty_like(hidden_NH) if wants_hidden else None
-        weight_grad = torch.zeros_like(weight_VH, dtype=wide) if wants_weight else None
+        weight_grad: torch.Tensor | None = None
         bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
-        # With p the softmax and t the target, d logp / d z = onehot(t) - p. The two terms go apart, so that the chunk's
-        # only passes over (C, V) are those that make p; a softcap bends both by dz'/dz = 1 - (z' / softcap)^2.
+        # The two terms of the gradient go apart, so that the chunk's only passes over (C, V) are those that make p.
         for part in _parts(len(hidden_NH), chunk):
             h_CH, target_C = hidden_NH[part], target_N[part]
             g_C1 = (grad_N[part].to(wide) * scale)[:, None]
@@ -105,13 +131,10 @@ class _TokenLogps(torch.autograd.Function):
                 t_C1 = g_C1 * bend_CV.gather(1, target_C[:, None])
             narrow_CV = p_CV.to(weight_VH.dtype)
             if hidden_grad is not None:
-                hidden_grad[part] = weight_VH[target_C] * t_C1 - (narrow_CV @ weight_VH) * g_C1
-            if weight_grad is not None:
+                hidden_grad[part] = weight_VH[target_C] * t_C1 - _times(narrow_CV, weight_VH) * g_C1
+            if wants_weight:
                 h_wide_CH = h_CH.to(wide)
-                if wide == weight_VH.dtype:
-                    weight_grad.addmm_(p_CV.T, h_CH * -g_C1)
-                else:
-                    weight_grad += narrow_CV.T @ (h_wide_CH * -g_C1).to(weight_VH.dtype)
+                weight_grad = _add_outer(weight_grad, narrow_CV, (h_wide_CH * -g_C1).to(weight_VH.dtype), wide)
                 weight_grad.index_add_(0, target_C, h_wide_CH * t_C1)
             if bias_grad is not None:
                 bias_grad -= (g_C1.T @ p_CV)[0]
@@ -125,6 +148,17 @@ class _TokenLogps(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _times(p_CV: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
+    """p W, (C, H)."""
+    return product(p_CV.to(weight_VH.dtype), weight_VH.T)
+
+
+def _add_outer(so_far: torch.Tensor | None, p_CV: torch.Tensor, h_CH: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    """so_far + p^T h, (V, H) in the wide type; in place where there is something so far."""
+    made = product(p_CV.T, h_CH.T)
+    return made.to(wide) if so_far is None else so_far.add_(made)
 
 
 Logits = Callable[[slice], torch.Tensor]
@@ -195,7 +229,7 @@ class _KLFrom(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wide = grad_N.dtype
         hidden_grad = torch.empty_like(hidden_NH) if wants_hidden else None
-        weight_grad = torch.zeros_like(weight_VH, dtype=wide) if wants_weight else None
+        weight_grad: torch.Tensor | None = None
         bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
         for part in _parts(len(hidden_NH), chunk):  # d KL / d z = pi - ref, bent by a softcap
             z_CV = head.logits(hidden_NH[part])
@@ -205,9 +239,9 @@ class _KLFrom(torch.autograd.Function):
             d_CV *= (grad_N[part] * scale)[:, None]
             narrow_CV = d_CV.to(weight_VH.dtype)
             if hidden_grad is not None:
-                hidden_grad[part] = narrow_CV @ weight_VH
-            if weight_grad is not None:
-                weight_grad += narrow_CV.T @ hidden_NH[part]
+                hidden_grad[part] = _times(narrow_CV, weight_VH)
+            if wants_weight:
+                weight_grad = _add_outer(weight_grad, narrow_CV, hidden_NH[part], wide)
             if bias_grad is not None:
                 bias_grad += d_CV.sum(0)
         return (

@@ -35,6 +35,7 @@ from holdfast.language import adapters, logprob
 from holdfast.language.attention import NAME, CannotPack, attending
 from holdfast.language.logprob import Head, token_logps
 from holdfast.language.packing import Batch, Groups, Packed, Padded, TokenSource, pack, pad
+from holdfast.language.products import Linear, quicken
 from holdfast.training.checkpoint import weights_digest
 from holdfast.training.determinism import derive
 
@@ -96,6 +97,7 @@ class _Network:
             # No padding is ever learned from here, and a token that doubles as padding (often the stop token) must
             # learn like any other.
             embedding.padding_idx = None
+        quicken(self._inner)
         self.compute: Literal["packed", "padded"] = "padded"
         self.why = "asked for"
         if compute == "padded":
@@ -288,7 +290,7 @@ class Policy(_Network):
         layer = self._inner.get_output_embeddings()
         if self._form is not None:
             return Head(layer.weight, layer.bias, *self._form)
-        if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+        if not isinstance(layer, nn.Linear) or type(layer).forward not in (nn.Linear.forward, Linear.forward):
             raise CannotPack(f"its output head is a {type(layer).__name__}, not a plain linear layer")
         config, scale = self._config, 1.0
         kind = str(config.model_type)

@@ -29,6 +29,7 @@ from safetensors.numpy import save_file
 
 from holdfast.data.ragged import Ragged
 from holdfast.errors import IntegrityError, RecipeError
+from holdfast.language.cache import cache_folder
 from holdfast.language.logprob import Head
 from holdfast.language.packing import Batch
 from holdfast.language.policy import Logps, Policy
@@ -302,11 +303,6 @@ def choose(table: ReferenceTable | None, loss: str, *, ratio: bool, distribution
     if kind == "adapter-off" and not adapter:
         raise RecipeError("[reference] kind = 'adapter-off' needs an [adapter]; without one take 'cached' or 'frozen'")
     return kind
-
-
-def cache_folder() -> Path:
-    """Where artefacts that can be made again are kept: $HOLDFAST_CACHE, else ~/.cache/holdfast."""
-    return Path(os.environ.get("HOLDFAST_CACHE") or Path.home() / ".cache" / "holdfast")
 
 
 def split_by_tokens(tokens: Tokens, groups: Sequence[Group], budget: int) -> list[list[Group]]:

@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import chain
 from typing import Any
 
@@ -28,6 +29,7 @@ from holdfast.data.dataset import Dataset, check_rows_exist
 from holdfast.data.ragged import Ragged
 from holdfast.data.records import Content
 from holdfast.errors import DataError
+from holdfast.language.cache import cache_folder, keep, kept
 from holdfast.recipe import TextTable
 
 Stops = int | Sequence[int] | None  # as `eos_token_id` stands in a generation config
@@ -263,6 +265,40 @@ def tokenise(
         tokens_key(ds, rows, tokenizer, text, stops, pair),
         facts,
     )
+
+
+def tokens_of(
+    ds: Dataset,
+    rows: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    text: TextTable,
+    *,
+    stops: Stops = None,
+    pair: bool = False,
+) -> Tokens:
+    """What `tokenise` gives, made once: kept under the digest of its content and mapped into memory from then on."""
+    rows = check_rows_exist(ds, rows)
+    key = tokens_key(ds, rows, tokenizer, text, stops, pair)
+    # Beside the ids, what warnings and cuts depend on, and who computed them.
+    versions = [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")]
+    more = [tokenizer.bos_token, tokenizer.model_max_length, type(tokenizer).__name__, *versions]
+    name = hashlib.sha256(json.dumps([key, *more]).encode()).hexdigest()
+    folder = cache_folder() / "tokens" / name
+    found = kept(folder)
+    if found is not None:
+        arrays, said = found
+        lists = {n: Ragged(arrays[n], arrays[f"{n}-offsets"]) for n in ("prompts", "responses")}
+        left_out = [(int(row), str(why)) for row, why in said["left_out"]]
+        cuts = [(str(what), str(i), int(a), int(b)) for what, i, a, b in said["cuts"]]
+        return Tokens(
+            lists["prompts"], lists["responses"], np.asarray(arrays["rows"]), left_out, cuts, key, said["facts"]
+        )
+    made = tokenise(ds, rows, tokenizer, text, stops=stops, pair=pair)
+    arrays = {"rows": made.rows}
+    for n, ragged in (("prompts", made.prompts), ("responses", made.responses)):
+        arrays |= {n: ragged.flat, f"{n}-offsets": ragged.offsets}
+    keep(folder, arrays, {"left_out": made.left_out, "cuts": made.cuts, "facts": made.facts})
+    return made
 
 
 def tokens_key(
