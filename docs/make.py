@@ -1,4 +1,5 @@
-"""Makes the pages that are written from the code: docs/cli.md, docs/recipe.md, docs/formulas.md. `make docs`; a test checks they are fresh."""
+"""Makes the pages that are written from the code: docs/cli.md, docs/recipe.md, docs/formulas.md, and the tables of docs/moving-from-trl.md. `make docs`;
+a test checks they are fresh."""
 
 from __future__ import annotations
 
@@ -78,7 +79,59 @@ def formulas() -> str:
     return typing.cast(str, importlib.import_module("holdfast.losses.__main__").page())
 
 
-PAGES = {"cli.md": cli, "recipe.md": recipe}
+MADE = "<!-- From here on made by `make docs` from src/holdfast/moving. -->"
+WAYS = {
+    "key": "becomes",
+    "always": "always so here",
+    "aside": "left out: says nothing about what is learnt",
+    "refused": "refused",
+}
+
+
+def moving() -> str:
+    from holdfast.moving.fields import FIELDS, OLDER, READ_IN, SCRIPT
+
+    head = (HERE / "moving-from-trl.md").read_text(encoding="utf-8").partition(MADE)[0]
+    versions = ", ".join(f"{name} {version}" for name, version in READ_IN.items())
+    lines = [
+        MADE,
+        "",
+        f"Read in {versions}. An argument that a method of TRL does not have is an error there and here.",
+        "",
+    ]
+    tables = {name: dict(fields) for name, fields in FIELDS.items()}
+    shared = {n: f for n, f in tables["dpo"].items() if all(t.get(n) == f for t in tables.values())}
+    titles = {
+        "dpo": "DPOConfig",
+        "kto": "KTOConfig",
+        "reward": "RewardConfig",
+        "cpo": "CPOConfig",
+        "orpo": "ORPOConfig",
+    }
+    parts = [("In every configuration", shared)]
+    parts += [(titles[n], {k: f for k, f in t.items() if k not in shared}) for n, t in tables.items()]
+    parts += [("TRL's scripts and command line", dict(SCRIPT))]
+    older: dict[str, typing.Any] = {}
+    for fields in OLDER.values():
+        older |= fields
+    parts += [("Older names", {n: f for n, f in older.items() if n not in SCRIPT})]
+    for title, fields in parts:
+        lines += [f"### {title}", "", "| TRL | its default | here |", "|---|---|---|"]
+        for way, words in WAYS.items():
+            for field in fields.values():
+                if field.way == way:
+                    said = (
+                        f"`{field.said}`"
+                        if way == "key" and "." in field.said and " " not in field.said
+                        else field.said
+                    )
+                    what = said if way == "key" else f"{words.partition(':')[0]}: {said}"
+                    lines.append(f"| `{field.name}` | `{field.default}` | {what} |".replace("||", "|"))
+        lines.append("")
+    return head + "\n".join(lines)
+
+
+PAGES = {"cli.md": cli, "recipe.md": recipe, "moving-from-trl.md": moving}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():
