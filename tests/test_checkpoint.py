@@ -25,6 +25,7 @@ from holdfast.training.checkpoint import (
     weights_digest,
     write_checkpoint,
 )
+from holdfast.training.ranks import Ranks
 from toy_objective import Toy
 
 STATE = {
@@ -114,7 +115,7 @@ def test_a_checkpoint_brings_everything_back_to_the_bit(tmp_path):
 
     toy, optimiser = fresh(0)
     a_few_steps(toy, optimiser, range(3))
-    temporary, said = write_checkpoint(tmp_path / "step-000003", 3, toy, optimiser)
+    temporary, said = write_checkpoint(tmp_path / "step-000003", 3, toy, optimiser, Ranks())
     assert temporary.name == "step-000003.tmp"
     publish(temporary, tmp_path / "step-000003")
     assert said["weights"] == weights_digest(trained_state(toy.model)) and intact(
@@ -140,13 +141,13 @@ def test_the_same_state_gives_the_same_files(tmp_path):
         toy = Toy()
         optimiser = torch.optim.AdamW([p for p in toy.model.parameters() if p.requires_grad])
         a_few_steps(toy, optimiser, range(2))
-        sums.append(write_checkpoint(tmp_path / name, 2, toy, optimiser)[1]["files"])
+        sums.append(write_checkpoint(tmp_path / name, 2, toy, optimiser, Ranks())[1]["files"])
     assert sums[0] == sums[1]
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     toy = Toy()
-    write_checkpoint(tmp_path / "c", 1, toy, None)
+    write_checkpoint(tmp_path / "c", 1, toy, None, Ranks())
     (tmp_path / "c.tmp").rename(tmp_path / "c")
     with pytest.raises(IntegrityError, match=r"tensor first\.weight is \(16, 6\) torch\.float32, the model's \(8, 6\)"):
         load_checkpoint(tmp_path / "c", Toy(width=8), None)

@@ -5,6 +5,7 @@ Exit status: 0 done; 1 the thing asked for does not hold (verify, replay); 2 the
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -521,16 +522,20 @@ def demo(
 
 
 def main() -> None:
-    """The `holdfast` command."""
+    """The `holdfast` command. Of the processes that torchrun starts, the first alone prints results."""
+    rank = int(os.environ.get("RANK", "0"))
+    name = f"holdfast, process {rank + 1} of {os.environ.get('WORLD_SIZE')}" if rank else "holdfast"
+    if rank:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         app(standalone_mode=True)
     except HoldfastError as problem:
-        err.print(f"holdfast: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"{name}: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as problem:
-        err.print(f"holdfast: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"{name}: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -71,6 +71,7 @@ from holdfast.training.determinism import deterministic, environment_digest
 from holdfast.training.fit import fit
 from holdfast.training.ledger import read_head
 from holdfast.training.objective import Rows
+from holdfast.training.ranks import here, together
 from holdfast.training.replay import replay as recompute
 
 HELD_OUT = "held-out"  # the evaluation on the run's own held-out parts
@@ -119,9 +120,9 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     folder = Path(out)
     require(recipe.track.to)
-    with deterministic(recipe.run):
+    with together(recipe.run) as ranks, deterministic(recipe.run):
         prepared = prepare(recipe, folder, quiet)
-        _write_left_out(folder, prepared)
+        ranks.first(lambda: _write_left_out(folder, prepared))
         done = fit(
             prepared.objective,
             prepared.rows,
@@ -134,12 +135,17 @@ def train(
             quiet=quiet,
             allow_environment_change=allow_environment_change,
         )
-    if done.stopped != "interrupted" and not (folder / "evaluations" / HELD_OUT / "metrics.json").exists():
-        if _compares_held_out(recipe, prepared.dataset, folder):
-            evaluate(folder)
-        write_report(folder)
-        track(folder, recipe.track.to)
+        evaluated = folder / "evaluations" / HELD_OUT / "metrics.json"
+        if done.stopped != "interrupted" and not ranks.first(evaluated.exists):
+            if _compares_held_out(recipe, prepared.dataset, folder):
+                evaluate(folder)
+            ranks.first(lambda: _shown(folder, recipe))
     return Run(folder, done.steps, done.ledger_head, done.weights_digest, done.stopped)
+
+
+def _shown(folder: Path, recipe: Recipe) -> None:
+    write_report(folder)
+    track(folder, recipe.track.to)
 
 
 def _save(prepared: Prepared, folder: Path) -> None:
@@ -178,8 +184,9 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     if recipe.data.root not in (None, dataset.root):
         raise IntegrityError(f"dataset {dataset.path} has root {dataset.root}, the recipe wants {recipe.data.root}")
     split = make_split(dataset, recipe.data.split)
-    _write_recipe(recipe, folder)
-    split.save(folder)
+    ranks = here()
+    ranks.first(lambda: _write_recipe(recipe, folder))
+    ranks.first(lambda: split.save(folder))
     model, tokenizer = _base(recipe, dataset, split, folder, quiet)
     base = base_digest(model)
     adapter = bind_adapter(recipe.adapter) if recipe.adapter is not None else None
@@ -199,7 +206,8 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     reads = np.unique(np.concatenate([v.reads for v in views]))
     if not len(reads):
         raise _nothing_left(dataset, asked, _unused(wanted, views))
-    tokens = tokens_of(dataset, reads, tokenizer, recipe.text, **_reading(model))
+    with ranks.in_turn():  # what rank 0 has made the others find
+        tokens = tokens_of(dataset, reads, tokenizer, recipe.text, **_reading(model))
     final = [feed(term, dataset, tokens.rows, margin, tokens) for term in asked.terms]
     left_out = _unused(wanted, views, tokens, final)
     used = np.unique(np.concatenate([v.row for v in final]))
@@ -414,7 +422,7 @@ def replay(run: str | Path, first: int, last: int) -> dict[str, Any]:
     """Recompute steps `first` to `last` (both included) and compare every ledger entry to the byte."""
     folder = Path(run)
     recipe = _recipe_of(folder)
-    with deterministic(recipe.run):
+    with together(recipe.run), deterministic(recipe.run):
         p = prepare(recipe, folder, quiet=True)
         return recompute(
             p.objective, p.rows, recipe.train, recipe.run, folder, first, last, facts=p.facts, held_out=p.held_out
@@ -428,7 +436,7 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
     """
     folder = Path(run)
     recipe = _recipe_of(folder)
-    with deterministic(recipe.run):
+    with together(recipe.run) as ranks, deterministic(recipe.run):
         own = open_dataset(recipe.data.dataset)
         split = load_split(folder, own)
         if on is None:
@@ -478,14 +486,8 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
             _example(dataset, view, i, scorer, tokenizer, str(table["part"][i]), table["category"][i].as_py())
             for i in choose_examples(table, recipe.evaluate.examples)
         ]
-    return write_evaluation(
-        folder / "evaluations" / name,
-        table,
-        facts,
-        examples=shown,
-        bootstrap=recipe.evaluate.bootstrap,
-        seed=recipe.run.seed,
-    )
+        to, draws, seed = folder / "evaluations" / name, recipe.evaluate.bootstrap, recipe.run.seed
+        return ranks.first(lambda: write_evaluation(to, table, facts, examples=shown, bootstrap=draws, seed=seed))
 
 
 def _scorer(
@@ -571,7 +573,7 @@ def score(run: str | Path, file: str | Path) -> list[dict[str, Any]]:
         raise DataError(
             f"{file} holds no response to score" + (f"; row {bad[0]['row']}: {bad[0]['reason']}" if bad else "")
         )
-    with deterministic(recipe.run), tempfile.TemporaryDirectory() as scratch:
+    with together(recipe.run), deterministic(recipe.run), tempfile.TemporaryDirectory() as scratch:
         dataset = freeze_records(
             (
                 Judgement("score", prompt, (response,), value=0.0, extra={"n": n})

@@ -29,6 +29,7 @@ from holdfast.losses import kto_z0
 from holdfast.training.determinism import derive
 from holdfast.training.objective import Sums
 from holdfast.training.order import mix
+from holdfast.training.ranks import here
 
 # Largest |log-ratio| per token that sums in another order may show before the first step.
 STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -38,6 +39,7 @@ STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 class Step:
     """All that is planned together: a training step, or the held-out rows of an evaluation.
 
+    rows: all of its rows; batches: of several processes this one's.
     scale: what each term's sum is multiplied by, so that the terms' weighted means come out when the loop divides by the rows.
     seen: per term with state, what its update needs of each batch. whole, z0: found when first asked for.
     """
@@ -86,6 +88,7 @@ class LanguageObjective:
         seed: int = 0,
         row_ids: Sequence[str] | None = None,
     ):
+        self.ranks = here()
         self.scorer, self.fed, self.micro_batch = scorer, list(fed), micro_batch
         self.wrapped, self.model, self.tokens = scorer.wrapped, scorer.model, scorer.tokens
         self.reference = scorer.reference if isinstance(scorer, PolicyScorer) else None
@@ -105,12 +108,13 @@ class LanguageObjective:
 
     def batches(self, rows: np.ndarray) -> list[Batch]:
         self._taken = self._plan(rows)
+        self._together(self._taken)
         return self._taken.batches
 
     def _plan(self, rows: np.ndarray) -> Step:
         step = Step(rows, self._scale(rows))
-        prompts = np.array([self._prompt_of(int(row)) for row in rows])
-        for n, part in enumerate(micro_batches(rows, prompts, self.micro_batch)):
+        mine = self.ranks.share(rows, self._prompts_of(rows))
+        for n, part in enumerate(micro_batches(mine, self._prompts_of(mine), self.micro_batch) if len(mine) else []):
             examples = tuple(f.examples(part) for f in self.fed)
             named = [f.mentions(x) for f, x in zip(self.fed, examples, strict=True)]
             mentioned, responses = (np.concatenate(each).tolist() for each in zip(*named, strict=True))
@@ -118,8 +122,9 @@ class LanguageObjective:
             step.batches.append(Batch(part, examples, forward, step, n))
         return step
 
-    def _prompt_of(self, row: int) -> int:
-        return next(p for p in (f.prompt_of(row) for f in self.fed) if p is not None)
+    def _prompts_of(self, rows: np.ndarray) -> np.ndarray:
+        fed = self.fed
+        return np.array([next(p for f in fed if (p := f.prompt_of(int(row))) is not None) for row in rows])
 
     def normaliser(self, rows: np.ndarray) -> float:
         """Of a single term its own (judgements; sft: response tokens); of a sum the judgements, see `Step.scale`."""
@@ -148,7 +153,7 @@ class LanguageObjective:
             before = f"{f.term.name}/" if len(self.fed) > 1 else ""
             if before:
                 sums[f"{before}loss"] = (float(part.detach()), f.normaliser(batch.rows))
-            step = np.concatenate([b.examples[k] for b in batch.step.batches]) if isinstance(f, FedLabels) else x
+            step = f.examples(batch.step.rows) if isinstance(f, FedLabels) else x
             metrics = f.metrics(x, batch.forward, of, step)
             sums |= {before + name: value for name, value in metrics.items()}
             if k in batch.step.z0:
@@ -210,12 +215,21 @@ class LanguageObjective:
 
     # What a loss must know of the whole step.
 
+    def _together(self, step: Step) -> None:
+        """Of several ranks all must come to where they exchange, also one without rows; one process finds these when it needs them."""
+        if self.ranks.world > 1:
+            self._couplings(step)
+            for k, f in enumerate(self.fed):
+                if "z0" in f.function.needs:
+                    self._z0(k, step)
+
     def _couplings(self, step: Step) -> dict[int, Coupled]:
         """A first pass without gradient over the step's batches, for losses that couple rows; none where one batch is all.
 
         The whole loss's derivative with respect to each quantity is all that the second pass needs of the other batches.
         """
-        coupled = [k for k, f in enumerate(self.fed) if f.function.couples_rows and len(step.batches) > 1]
+        cut = self.ranks.world > 1 or len(step.batches) > 1
+        coupled = [k for k, f in enumerate(self.fed) if f.function.couples_rows and cut]
         if step.whole is not None or not coupled:
             return step.whole or {}
         parts: dict[int, list[dict[str, Tensor]]] = {k: [] for k in coupled}
@@ -226,16 +240,31 @@ class LanguageObjective:
                     parts[k].append(self._quantities(k, batch.examples[k], batch, said))
         step.whole = {}
         for k in coupled:
-            f, x = self.fed[k], np.concatenate([b.examples[k] for b in step.batches])
+            f = self.fed[k]
+            x, quantities, before = self._gathered([b.examples[k] for b in step.batches], parts[k])
             with torch.enable_grad():
-                whole = {n: torch.cat([p[n] for p in parts[k]]).requires_grad_() for n in parts[k][0]}
+                whole = {n: q.requires_grad_() for n, q in quantities.items()}
                 value = f.values(x, whole).mean() * f.normaliser(step.rows)
                 slopes = torch.autograd.grad(value, list(whole.values()), allow_unused=True)
             sizes = [len(b.examples[k]) for b in step.batches]
-            split = {n: g.split(sizes) for n, g in zip(whole, slopes, strict=True) if g is not None}
+            mine = slice(before, before + sum(sizes))
+            split = {n: g[mine].split(sizes) for n, g in zip(whole, slopes, strict=True) if g is not None}
             derivative = [{n: pieces[i] for n, pieces in split.items()} for i in range(len(sizes))]
             step.whole[k] = Coupled(float(value.detach()) / len(x), derivative)
         return step.whole
+
+    def _gathered(
+        self, examples: Sequence[np.ndarray], parts: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[np.ndarray, dict[str, Tensor], int]:
+        """The step's examples and quantities from all ranks' batches, and how many examples stand before this rank's."""
+        x = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *examples]))
+        every = self.ranks.gather(x)
+        mine = {n: torch.cat([p[n] for p in parts]) for n in (parts[0] if parts else ())}
+        named = self.ranks.tell({n: str(q.dtype).removeprefix("torch.") for n, q in mine.items()})
+        for n, dtype in max(named, key=len).items():  # a rank without rows has none
+            mine.setdefault(n, torch.zeros(0, dtype=getattr(torch, dtype), device=self.model.device))
+        whole = {n: torch.cat(self.ranks.gather(q)) for n, q in mine.items()}
+        return torch.cat(every).numpy(), whole, sum(len(part) for part in every[: self.ranks.rank])
 
     def _z0(self, k: int, step: Step) -> Tensor:
         """kto's estimate over the whole step, from its responses under other prompts."""
@@ -259,11 +288,14 @@ class LanguageObjective:
         """Figures over held-out rows: every sum first, one division at the end."""
         sums: dict[str, tuple[float, float]] = {}
         with self.scorer.quietly():
-            for batch in self._plan(rows).batches:
+            step = self._plan(rows)
+            self._together(step)
+            for batch in step.batches:
                 total, metrics = self.loss(batch)
                 for name, (value, weight) in {"loss": (float(total), self.normaliser(batch.rows)), **metrics}.items():
                     before = sums.get(name, (0.0, 0.0))
                     sums[name] = (before[0] + value, before[1] + weight)
+        sums = self.ranks.sums(sums)
         return {name: value / weight for name, (value, weight) in sums.items() if weight and name != "tokens"}
 
     def begin(self) -> dict[str, Any]:
@@ -289,6 +321,7 @@ class LanguageObjective:
             for batch in self._plan(some).batches:
                 of = self.scorer.say(batch.forward).of
                 worst = max(worst, float((of["r"].abs() / of["n"]).max()))
+        worst = max(self.ranks.tell(worst))
         if not worst <= STEP_0_TOLERANCE.get(next(self.model.parameters()).dtype, COARSE):
             raise IntegrityError(
                 f"at step 0 the policy's log-ratio to its reference is {worst:.3g} per token, not 0: the reference is another model than "
@@ -316,10 +349,10 @@ class LanguageObjective:
         for (k, name), state in self._state.items():
             assert taken is not None
             f = self.fed[k]
-            seen = taken.seen[k]
-            order = np.argsort(np.concatenate([x for x, _ in seen]), kind="stable")
-            at = torch.from_numpy(order).to(state.device)
-            whole = {n: torch.cat([q[n] for _, q in seen])[at] for n in seen[0][1]}
+            seen = taken.seen.get(k, [])
+            x, quantities, _ = self._gathered([x for x, _ in seen], [q for _, q in seen])
+            at = torch.from_numpy(np.argsort(x, kind="stable")).to(state.device)
+            whole = {n: q[at] for n, q in quantities.items()}
             self._state[k, name] = f.function.updates[name](state, **whole, **f.term.updates[name]).to(state.dtype)
         return self.reference.after_step(step) if self.reference is not None else {}
 

@@ -36,6 +36,7 @@ from holdfast.language.policy import Logps, Policy
 from holdfast.language.tokens import Tokens
 from holdfast.recipe import ReferenceTable
 from holdfast.training.checkpoint import fingerprint
+from holdfast.training.ranks import here
 
 VERSION = "holdfast-reference/1"
 SPOT_CHECKS = 4  # groups recomputed when an artefact is loaded
@@ -332,7 +333,9 @@ def split_by_tokens(tokens: Tokens, groups: Sequence[Group], budget: int) -> lis
 
 
 def token_logps(policy: Policy, tokens: Tokens, groups: Sequence[Group], budget: int = 8192) -> Ragged:
-    """Token log-probabilities under `policy`, by response number. No gradient."""
+    """Token log-probabilities under `policy`, by response number. No gradient. The ranks divide the batches; what comes out hangs on
+    no number of ranks.
+    """
     lengths = np.zeros(len(tokens.responses), dtype=np.int64)
     for _, responses in groups:
         for response in responses:
@@ -340,16 +343,16 @@ def token_logps(policy: Policy, tokens: Tokens, groups: Sequence[Group], budget:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.zeros(int(offsets[-1]), dtype=np.float32)
     with torch.no_grad():
-        for batch in split_by_tokens(tokens, groups, budget):
+        for batch, counts in here().deal(split_by_tokens(tokens, groups, budget)):
             packed = policy.batch(tokens, batch)
             out = policy.logps(packed)
             values = out.token_N.float().cpu().numpy()
             at = 0
-            for response in packed.response_index.tolist():
+            for response in packed.response_index.tolist() if counts else []:
                 n = int(lengths[response])
                 flat[offsets[response] : offsets[response] + n] = values[at : at + n]
                 at += n
-    return Ragged(flat, offsets)
+    return Ragged(here().merge(torch.from_numpy(flat)).numpy(), offsets)
 
 
 def reference_logps(
@@ -373,18 +376,22 @@ def reference_logps(
     parts = (VERSION, weights, tokens.key, wanted, dtype, policy.compute, environment)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     path = (folder or cache_folder() / "reference") / f"{key}.safetensors"
-    if path.exists():
+    if here().first(path.exists):
         with safe_open(path, "np") as file:
             token = Ragged(file.get_tensor("flat"), file.get_tensor("offsets"))
         _spot_check(policy, tokens, groups, token, path)
     else:
         token = token_logps(policy, tokens, groups)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"flat": token.flat, "offsets": token.offsets}, temporary, metadata={"format": VERSION})
-        temporary.replace(path)
+        here().first(lambda: _keep(token, path))
     digest = hashlib.sha256(token.offsets.tobytes() + token.flat.tobytes()).hexdigest()
     return Cached(token, digest, key, is_start)
+
+
+def _keep(token: Ragged, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({"flat": token.flat, "offsets": token.offsets}, temporary, metadata={"format": VERSION})
+    temporary.replace(path)
 
 
 def _spot_check(policy: Policy, tokens: Tokens, groups: Sequence[Group], token: Ragged, path: Path) -> None:

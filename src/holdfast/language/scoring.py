@@ -20,6 +20,7 @@ from holdfast.language.reference import Reference
 from holdfast.language.terms import Ensemble, Said, Term
 from holdfast.language.tokens import Tokens
 from holdfast.losses import pessimistic
+from holdfast.training.ranks import here
 
 ONE_HEAD = Ensemble()
 
@@ -48,7 +49,8 @@ class _Scorer:
             self.model.train(training)
 
     def scores(self, view: Comparisons, reference: Policy | None = None) -> dict[str, np.ndarray]:
-        """Columns of the evaluation table, (E,) each, in the order of the view: `reward_a`, `reward_b`, `n_a`, ... No gradient.
+        """Columns of the evaluation table, (E,) each, in the order of the view: `reward_a`, `reward_b`, `n_a`, ... No gradient. The ranks
+        divide the work.
 
         With a `reference` policy also `kl_a`, `kl_b`: the exact KL(policy || reference) of the next token, mean over the response's tokens.
         """
@@ -56,8 +58,10 @@ class _Scorer:
         edges_of = np.split(np.argsort(number, kind="stable"), np.cumsum(np.bincount(number))[:-1])
         asked = np.argsort(first)  # positions in `rows`, in the order in which the view first names them
         columns: dict[str, np.ndarray] = {}
+        ranks = here()
         with self.quietly():
-            for part in micro_batches(asked, view.prompt[first[asked]], self.micro_batch) if len(rows) else []:
+            plan = micro_batches(asked, view.prompt[first[asked]], self.micro_batch) if len(rows) else []
+            for part, counts in ranks.deal(plan):
                 edges = np.concatenate([edges_of[i] for i in part])
                 prompts = np.repeat(view.prompt[edges], 2)
                 responses = np.stack([view.a[edges], view.b[edges]], axis=1).ravel()
@@ -72,8 +76,11 @@ class _Scorer:
                     at = batch.where(own)
                     for stem, values in of.items():
                         column = columns.setdefault(f"{stem}_{side}", np.zeros(len(view), dtype=np.float32))
-                        column[edges] = values[at].float().cpu().numpy()
-        return columns
+                        if counts:
+                            column[edges] = values[at].float().cpu().numpy()
+        names = max(ranks.tell(list(columns)), key=len)  # a rank may have had nothing to do
+        nothing = np.zeros(len(view), dtype=np.float32)
+        return {n: ranks.merge(torch.from_numpy(columns.get(n, nothing))).numpy() for n in names}
 
     def contributions(self, prompt: int, response: int) -> np.ndarray:
         """What each token adds to the reward of one response: (tokens,) float32. No gradient."""
@@ -112,7 +119,7 @@ class PolicyScorer(_Scorer):
 
     def mismatched(self, prompts: np.ndarray, responses: np.ndarray) -> Tensor:
         """Log-ratios of responses under prompts that are not theirs, (M,), each response once; one longer than there is room for after
-        its new prompt is cut. No gradient.
+        its new prompt is cut. No gradient. The ranks divide the work.
         """
         if not len(prompts):
             return torch.zeros(0, device=self.model.device)
@@ -122,14 +129,19 @@ class PolicyScorer(_Scorer):
                 "kto estimates its KL on responses under other prompts, which the reference must compute: set [reference] kind = 'frozen'"
             )
         swapped = _Swapped(self.tokens, prompts, responses)
-        found = []
+        ranks = here()
+        dtype = torch.promote_types(torch.float32, next(self.model.parameters()).dtype)
+        found_M = torch.zeros(len(prompts), dtype=dtype, device=self.model.device)
+        size = max(1, min(self.micro_batch, -(-len(prompts) // ranks.world)))
         with self.quietly():
-            for start in range(0, len(prompts), self.micro_batch):
-                some = range(start, min(start + self.micro_batch, len(prompts)))
+            for some, counts in ranks.deal(
+                [range(i, min(i + size, len(prompts))) for i in range(0, len(prompts), size)]
+            ):
                 batch = self.policy.batch(swapped, by_prompt(prompts[some.start : some.stop].tolist(), list(some)))
                 ratio_R = self.policy.logps(batch).sum_R - reference.logps(batch).sum_R
-                found.append(ratio_R[batch.where(list(some))])
-        return torch.cat(found)
+                if counts:
+                    found_M[some.start : some.stop] = ratio_R[batch.where(list(some))]
+        return ranks.merge(found_M)
 
     def contributions(self, prompt: int, response: int) -> np.ndarray:
         batch = self.policy.batch(self.tokens, [(prompt, [response])])

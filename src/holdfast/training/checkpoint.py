@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from holdfast.training.objective import Objective
+    from holdfast.training.ranks import Ranks
 
 FORMAT = "holdfast-checkpoint/1"
 _CHUNK = 1 << 22
@@ -131,27 +132,31 @@ def file_sha256(path: Path) -> str:
 
 
 def write_checkpoint(
-    folder: Path, step: int, objective: Objective, optimiser: torch.optim.Optimizer | None
+    folder: Path, step: int, objective: Objective, optimiser: torch.optim.Optimizer | None, ranks: Ranks
 ) -> tuple[Path, dict[str, Any]]:
     """Write a checkpoint beside `folder` under a temporary name, synced, and say what the ledger records of it.
 
     The caller renames it with `publish`. Without an optimiser it holds weights only, which is all that a best-so-far
-    needs.
+    needs. Of several ranks the first writes, whole tensors whatever their number; all must call.
     """
-    from safetensors.torch import save_file
-
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     files = {"model": _detached(trained_state(objective.model)), "extra": _detached(_once(objective.extra_state()))}
     if optimiser is not None:
         files["optimiser"] = _detached(dict(_optimiser_state(objective.model, optimiser)))
+    temporary = folder.with_name(folder.name + ".tmp")
+    return temporary, ranks.first(lambda: {"folder": folder.name, **_write(temporary, step, files)})
+
+
+def _write(temporary: Path, step: int, files: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
+    from safetensors.torch import save_file
+
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     sums, tensors = {}, {}
     for name, state in files.items():
         if not state and name == "extra":
             continue
         path = temporary / f"{name}.safetensors"
-        save_file(state, path, metadata={"format": "pt"})
+        save_file(dict(state), path, metadata={"format": "pt"})
         sums[path.name], tensors[path.name] = file_digests(path)
     weights = tensors_root(tensors["model.safetensors"])
     said = {"format": FORMAT, "step": step, "weights": weights, "tensors": tensors}
@@ -159,7 +164,7 @@ def write_checkpoint(
     state_file.write_bytes(orjson.dumps(said, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
     sums[state_file.name] = file_sha256(state_file)
     sync_tree(temporary)
-    return temporary, {"step": step, "folder": folder.name, "files": sums, "weights": weights}
+    return {"step": step, "files": sums, "weights": weights}
 
 
 def publish(temporary: Path, folder: Path) -> None:

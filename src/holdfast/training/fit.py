@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -48,6 +48,7 @@ from holdfast.training.objective import Objective, Rows
 from holdfast.training.optimiser import adamw
 from holdfast.training.order import Order, mix, read_rows, rows_root, total_steps, write_rows
 from holdfast.training.progress import Progress
+from holdfast.training.ranks import Ranks, agreed, here
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class Trainer:
 
     def __init__(self, objective: Objective, rows: Rows, settings: TrainTable, run: RunTable):
         self.objective, self.rows, self.settings, self.run = objective, rows, settings, run
+        self.ranks = here()
+        if self.ranks.world > 1 and getattr(objective, "ranks", None) is not self.ranks:
+            raise HoldfastError(
+                f"{type(objective).__name__} does not divide a step among processes; train it in one process"
+            )
         self.total = total_steps(settings, len(rows))
         self.order = Order(rows, run.seed, settings.per_prompt, settings.batch)
         if warmup_steps(settings, self.total) >= self.total:
@@ -118,7 +124,7 @@ class Trainer:
         index = self.rows.index[positions]
         ids = [self.rows.ids[i] for i in positions.tolist()]
         rate = learning_rate(self.settings, step, self.total)
-        torch.manual_seed(derive(self.run.seed, step, "train"))
+        torch.manual_seed(derive(self.run.seed, step, "train", *self.ranks.purpose))
         self.objective.model.train()
         self.optimiser.zero_grad(set_to_none=True)
         normaliser = self.objective.normaliser(index)
@@ -135,7 +141,10 @@ class Trainer:
             for name, (value, weight) in metrics.items():
                 so_far = sums.get(name, (0.0, 0.0))
                 sums[name] = (so_far[0] + value, so_far[1] + weight)
-        loss_value = float(torch.stack(losses).double().sum()) / normaliser
+        total = float(torch.stack(losses).double().sum()) if losses else 0.0
+        sums = self.ranks.sums({"": (total, 1.0), **sums})
+        loss_value = sums.pop("")[0] / normaliser
+        self.ranks.add([p for _, p in self.parameters])
         gradients = [p.grad for _, p in self.parameters if p.grad is not None]
         # bf16 has 8 bits: the norm of a large gradient is added up in float32.
         half = (torch.bfloat16, torch.float16)
@@ -191,7 +200,7 @@ def open_record(trainer: Trainer, facts: dict[str, Any], held_out: np.ndarray | 
         "format": FORMAT,
         "facts": facts,
         "settings": trainer.settings.model_dump(mode="json"),
-        "run": trainer.run.model_dump(mode="json"),
+        "run": trainer.run.model_dump(mode="json", exclude_none=True),
         "steps": trainer.total,
         "rows": {"count": len(trainer.rows), "root": rows_root(trainer.rows.ids)},
         "held_out": None
@@ -246,16 +255,20 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(objective, rows, settings, run)
     held = held_out_rows(held_out, settings, run.seed)
+    ranks = trainer.ranks
+    quiet = quiet or not ranks.writes
     progress = Progress(quiet)
     roots = [facts["dataset"]] if isinstance(facts.get("dataset"), str) else []
-    with _locked(folder), deterministic(run), offline(*roots), _signals(quiet) as interrupted:
+    lock = _locked(folder) if ranks.writes else nullcontext()
+    with lock, deterministic(run), offline(*roots), _signals(quiet) as interrupted:
         # Is there a run already, and is it this one?
         path, checkpoints = folder / "ledger.jsonl", folder / "checkpoints"
         entries = read_ledger(path)[0] if path.exists() else []
+        agreed(ranks, entries[-1]["hash"] if entries else None, f"the head of {path}")
         before = History.of(entries) if entries else None
         record = open_record(trainer, facts, held)
-        if before is None or not (folder / "rows.parquet").exists():
-            write_rows(rows, folder / "rows.parquet")
+        if ranks.first(lambda: before is None or not (folder / "rows.parquet").exists()):
+            ranks.first(lambda: write_rows(rows, folder / "rows.parquet"))
         elif not _same_rows(read_rows(folder / "rows.parquet"), rows):
             raise IntegrityError(f"{folder / 'rows.parquet'} does not hold the rows that this run was started with")
         record["rows"]["sha256"] = file_sha256(folder / "rows.parquet")
@@ -266,11 +279,12 @@ def fit(
             )
         torch.manual_seed(derive(run.seed, "begin"))
         record["objective"] = objective.begin()
-        here = exact(environment(run))
-        changed = differences(before.environment, here) if before is not None else []
+        now = exact({**environment(run), **ranks.facts})
+        changed = differences(before.environment, now) if before is not None else []
         if before is not None:
             _refuse_other_run(folder, before.open, record)
-            if changed and not allow_environment_change:
+            # Another number of processes adds up in another order; the ledger says so, and that is all.
+            if [name for name, _, _ in changed if name != "processes"] and not allow_environment_change:
                 raise HoldfastError(
                     f"{folder} was begun in another environment, in which the bytes may differ: "
                     + "; ".join(f"{name} {old}, now {new}" for name, old, new in changed)
@@ -280,35 +294,40 @@ def fit(
         # Where to go on: the furthest intact state. What the ledger holds past it is computed again and must come out
         # the same.
         checkpoints.mkdir(exist_ok=True)
-        step, at, state = _resume_point(checkpoints, entries, bool(changed))
-        if state is not None:
-            load_checkpoint(state, objective, trainer.optimiser)
+        step, at, name = ranks.first(lambda: _resume_point(checkpoints, entries, bool(changed)))
+        if name is not None:
+            load_checkpoint(checkpoints / name, objective, trainer.optimiser)
         base_figures = trainer.figures(0, held) if step == 0 and held is not None else {}
         if step == 0 and settings.stop_on is not None and settings.stop_on not in base_figures:
             raise RecipeError(
                 f"[train] stop_on = {settings.stop_on!r} is no held-out figure of this objective; there are: {', '.join(base_figures)}"
             )
-        ledger = Ledger(path, entries, at)
+        ledger = Ledger(path, entries, at, writes=ranks.writes)
         if not entries:
-            opened = ledger.append("open", **record, environment=here)
+            opened = ledger.append("open", **record, environment=now)
             ledger.sync()
             history = History.of([opened])
         else:
             history = History.of(entries[:at])
             if changed:
                 said = {name: [old, new] for name, old, new in changed}
-                history.add(ledger.append("environment", step=step, environment=here, changed=said))
+                history.add(ledger.append("environment", step=step, environment=now, changed=said))
             progress.note(f"going on from step {step}" + (f" (a run of {trainer.total})" if step else ""))
         named = {e["folder"] for e in entries if e["kind"] == "checkpoint"} | {"interrupted"}
-        for orphan in [p for p in checkpoints.iterdir() if p.is_dir() and p.name not in named]:
-            remove(orphan)
-        remove(folder / "model.tmp")
-        metrics_file, timing_file = _cut_back(folder / "metrics.jsonl", step), _cut_back(folder / "timing.jsonl", step)
+        if ranks.writes:
+            for orphan in [p for p in checkpoints.iterdir() if p.is_dir() and p.name not in named]:
+                remove(orphan)
+            remove(folder / "model.tmp")
+        metrics_file, timing_file = (
+            _cut_back(folder / name if ranks.writes else None, step) for name in ("metrics.jsonl", "timing.jsonl")
+        )
 
         def timed(began: float, **what: Any) -> None:
             os.write(timing_file, orjson.dumps({**what, "seconds": round(time.perf_counter() - began, 6)}) + b"\n")
 
         def delete_needless(but: str | None = None) -> None:
+            if not ranks.writes:
+                return
             wanted = {e["folder"] for e in history.kept(settings.keep_checkpoints)} | {but}
             for old in sorted(p for p in checkpoints.iterdir() if p.is_dir() and p.name not in wanted):
                 if old.name == "interrupted":
@@ -319,14 +338,16 @@ def fit(
             """Write, publish and enter a checkpoint, then delete those that it makes needless."""
             began = time.perf_counter()
             target = checkpoints / f"{'best' if best else 'step'}-{step:06d}"
-            temporary, said = write_checkpoint(target, step, objective, None if best else trainer.optimiser)
-            if ledger.repeating:  # it must be what it was, before it may take its place
-                entry = ledger.append("checkpoint", **said, best=best)
+            temporary, said = write_checkpoint(target, step, objective, None if best else trainer.optimiser, ranks)
+            agreed(ranks, ledger.head, f"the ledger's head after step {step}")
+            repeated = ledger.repeating  # then it must be what it was, before it may take its place
+            if ranks.writes and not repeated:
                 publish(temporary, target)
-            else:
+            entry = ledger.append("checkpoint", **said, best=best)
+            if ranks.writes and repeated:
                 publish(temporary, target)
-                entry = ledger.append("checkpoint", **said, best=best)
-            os.fsync(metrics_file)
+            if ranks.writes:
+                os.fsync(metrics_file)
             ledger.sync()
             history.add(entry)
             delete_needless(but=None if not best else "interrupted")  # a best has no optimiser state to go on from
@@ -338,9 +359,9 @@ def fit(
             while True:
                 # After a step: figures, the best so far, whether to stop, a checkpoint. What the ledger holds of it
                 # already is done.
-                if interrupted.is_set():
+                if any(ranks.tell(interrupted.is_set())):
                     if step > first_step:
-                        _put_aside(checkpoints, step, objective, trainer.optimiser, ledger)
+                        _put_aside(checkpoints, step, objective, trainer.optimiser, ledger, ranks)
                     progress.close()
                     progress.note(f"stopped after step {step} of {trainer.total}; to go on: holdfast resume {folder}")
                     return Fitted(step, ledger.head, weights_digest(trained_state(objective.model)), "interrupted")
@@ -380,20 +401,24 @@ def fit(
                 progress.note(f"step {step}: stopping, {why}; the best was step {best['step']}")
             if best is not None and best["step"] != step:
                 load_checkpoint(checkpoints / f"best-{best['step']:06d}", objective, None)
-            temporary = folder / "model.tmp"
-            temporary.mkdir()
-            on_final(temporary)
-            sync_tree(temporary)
-            files = {p.relative_to(temporary).as_posix(): p for p in sorted(temporary.rglob("*")) if p.is_file()}
-            sums = {name: file_sha256(p) for name, p in files.items()}
-            tensors = {name: file_digests(p)[1] for name, p in files.items() if p.suffix == ".safetensors"}
-            publish(temporary, folder / "model")
-            digest = weights_digest(trained_state(objective.model))
-            ledger.append(
-                "final", step=best["step"] if best is not None else step, weights=digest, files=sums, tensors=tensors
-            )
+
+            def final() -> Any:
+                temporary = folder / "model.tmp"
+                temporary.mkdir()
+                on_final(temporary)
+                sync_tree(temporary)
+                files = {p.relative_to(temporary).as_posix(): p for p in sorted(temporary.rglob("*")) if p.is_file()}
+                sums = {name: file_sha256(p) for name, p in files.items()}
+                tensors = {name: file_digests(p)[1] for name, p in files.items() if p.suffix == ".safetensors"}
+                publish(temporary, folder / "model")
+                return {"weights": weights_digest(trained_state(objective.model)), "files": sums, "tensors": tensors}
+
+            ranks.whole(objective.model)
+            result = ranks.first(final)
+            ledger.append("final", step=best["step"] if best is not None else step, **result)
             ledger.sync()
-            return Fitted(step, ledger.head, digest, "early" if stop else "finished")
+            agreed(ranks, ledger.head, "the ledger's last head")
+            return Fitted(step, ledger.head, result["weights"], "early" if stop else "finished")
         finally:
             progress.close()
             ledger.close()
@@ -401,7 +426,7 @@ def fit(
             os.close(timing_file)
 
 
-def _resume_point(checkpoints: Path, entries: list[Entry], changed: bool) -> tuple[int, int, Path | None]:
+def _resume_point(checkpoints: Path, entries: list[Entry], changed: bool) -> tuple[int, int, str | None]:
     """(step, entries that stand before going on, folder) of the furthest state that is whole; (0, 1, None) is the base.
 
     Under another environment than before, steps taken in that one cannot be taken again, so only states from its time
@@ -431,7 +456,7 @@ def _resume_point(checkpoints: Path, entries: list[Entry], changed: bool) -> tup
         # A best that lies ahead will be found again; one that lies behind must be there.
         if best is not None and best["n"] < at and not intact(checkpoints / best["folder"], best["files"]):
             continue
-        return step, len(entries) if changed else at, folder
+        return step, len(entries) if changed else at, None if folder is None else folder.name
     raise IntegrityError(
         f"{checkpoints}: no checkpoint since the environment changed at step {moves[-1]['step']} is whole, and steps before it cannot be "
         "taken again here; restore a checkpoint, or resume with allow_environment_change in another environment"
@@ -439,17 +464,24 @@ def _resume_point(checkpoints: Path, entries: list[Entry], changed: bool) -> tup
 
 
 def _put_aside(
-    checkpoints: Path, step: int, objective: Objective, optimiser: torch.optim.Optimizer, ledger: Ledger
+    checkpoints: Path,
+    step: int,
+    objective: Objective,
+    optimiser: torch.optim.Optimizer,
+    ledger: Ledger,
+    ranks: Ranks,
 ) -> None:
     """Keep the state at an interruption, off the ledger: an uninterrupted run has no such entry, and must have the same
     head.
     """
     side, target = checkpoints / "interrupted.json", checkpoints / "interrupted"
-    side.unlink(missing_ok=True)
-    temporary, said = write_checkpoint(target, step, objective, optimiser)
-    publish(temporary, target)
-    ledger.sync()
-    rewrite(side, [orjson.dumps({"step": step, "entries": ledger.n, "head": ledger.head, "files": said["files"]})])
+    if ranks.writes:
+        side.unlink(missing_ok=True)
+    temporary, said = write_checkpoint(target, step, objective, optimiser, ranks)
+    if ranks.writes:
+        publish(temporary, target)
+        ledger.sync()
+        rewrite(side, [orjson.dumps({"step": step, "entries": ledger.n, "head": ledger.head, "files": said["files"]})])
 
 
 def _refuse_other_run(folder: Path, opened: Entry, record: dict[str, Any]) -> None:
@@ -468,10 +500,12 @@ def _same_rows(a: Rows, b: Rows) -> bool:
     return list(a.ids) == list(b.ids) and np.array_equal(a.group, b.group) and np.array_equal(a.index, b.index)
 
 
-def _cut_back(path: Path, step: int) -> int:
+def _cut_back(path: Path | None, step: int) -> int:
     """A file of lines per step, open for appending, with what goes past `step` taken off: those steps will be taken
-    again.
+    again. None: lines that nobody keeps.
     """
+    if path is None:
+        return os.open(os.devnull, os.O_WRONLY)
     kept = []
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
         try:

@@ -125,9 +125,9 @@ class Ledger:
     recomputed entry must have the same bytes.
     """
 
-    def __init__(self, path: Path, entries: Sequence[Entry] = (), at: int | None = None):
+    def __init__(self, path: Path, entries: Sequence[Entry] = (), at: int | None = None, writes: bool = True):
         """Go on at entry `at` of the `entries` that the file holds (all of them by default). A torn last line is cut
-        off.
+        off. One that does not write keeps the chain beside the process that does.
         """
         self.path = path
         at = len(entries) if at is None else at
@@ -135,8 +135,10 @@ class Ledger:
         self._expected.reverse()
         self.n = at
         self.head: str = entries[at - 1]["hash"] if at else START
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        os.ftruncate(self._file, sum(len(_line(e)) + 1 for e in entries))
+        self._file: int | None = None
+        if writes:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            os.ftruncate(self._file, sum(len(_line(e)) + 1 for e in entries))
 
     @property
     def repeating(self) -> bool:
@@ -165,7 +167,7 @@ class Ledger:
                     + ". A checkpoint, the ledger or the data was changed, or this machine does not compute the same bytes twice"
                 )
             self._expected.pop()
-        else:
+        elif self._file is not None:
             os.write(self._file, line + b"\n")
         self.n += 1
         self.head = entry["hash"]
@@ -173,10 +175,12 @@ class Ledger:
 
     def sync(self) -> None:
         """On the disk, not only with the operating system."""
-        os.fsync(self._file)
+        if self._file is not None:
+            os.fsync(self._file)
 
     def close(self) -> None:
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
 
 
 @dataclass

@@ -55,7 +55,8 @@ def replay(
         at = next(i for i, e in enumerate(entries) if e["kind"] == "step" and e["step"] == last)
         then = History.of(entries[: at + 1]).environment
         result["problems"] += [
-            f"environment: {n} was {a}, here {b}" for n, a, b in differences(then, exact(environment(run)))
+            f"environment: {n} was {a}, here {b}"
+            for n, a, b in differences(then, exact({**environment(run), **trainer.ranks.facts}))
         ]
         torch.manual_seed(derive(run.seed, "begin"))
         record = exact({**open_record(trainer, facts, held), "objective": objective.begin()})
