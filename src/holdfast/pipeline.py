@@ -325,12 +325,19 @@ def _objective(
     if asked.kind == "reward":
         _reference_kind(recipe, asked)
         scorer = RewardModel.on(model, tokenizer, seed=recipe.run.seed, compute=recipe.model.compute)
+        scorer.divide()
         judge = RewardScorer(scorer, tokens, asked.judges, micro, asked.ensemble)
     else:
         policy = Policy(model, recipe.model.compute)
         mentions = [term.mentions(np.arange(len(term.view))) for term in terms]
         prompts, responses = (np.concatenate(each).tolist() for each in zip(*mentions, strict=True))
-        reference = _reference(recipe, asked, policy, base, tokens, by_prompt(prompts, responses))
+        table = recipe.reference
+        elsewhere = table is not None and (table.path or table.hub)
+        in_it = recipe.adapter is not None and bind_adapter(recipe.adapter).keeps_base
+        copied = _reference_kind(recipe, asked) == "frozen" and not elsewhere and not in_it
+        twin = frozen(policy) if copied else None  # while its weights are still in one place
+        policy.divide()
+        reference = _reference(recipe, asked, policy, twin, base, tokens, by_prompt(prompts, responses))
         judge = PolicyScorer(policy, tokens, asked.judges, reference, micro)
     return LanguageObjective(
         judge, terms, micro, seed=recipe.run.seed, row_ids=dataset.row_ids if asked.ensemble.heads > 1 else None
@@ -353,14 +360,24 @@ def _reference_kind(recipe: Recipe, asked: Asked) -> str:
 
 
 def _reference(
-    recipe: Recipe, asked: Asked, policy: Policy, base: str, tokens: Tokens, groups: Sequence[Group]
+    recipe: Recipe,
+    asked: Asked,
+    policy: Policy,
+    twin: Policy | None,
+    base: str,
+    tokens: Tokens,
+    groups: Sequence[Group],
 ) -> Reference | None:
-    """The reference of a run that is about to start: `policy` is still what training starts from, on the base `base`."""
+    """The reference of a run that is about to start: `policy` is still what training starts from, on the base `base`; `twin` stays that."""
     kind, table = _reference_kind(recipe, asked), recipe.reference
     if kind == "none":
         return None
     if kind == "moving":
         assert table is not None and table.tau is not None
+        if here().sharded:
+            raise RecipeError(
+                "[reference] kind = 'moving' follows whole weights, and [run] parallel = 'sharded' divides them: take 'replicated'"
+            )
         return Moving(policy, base, alpha=table.alpha or 1.0, tau=table.tau)
     adapter = bind_adapter(recipe.adapter) if recipe.adapter is not None else None
     if kind == "adapter-off":
@@ -380,7 +397,8 @@ def _reference(
     elif adapter is not None and adapter.keeps_base:
         other, weights = without_adapter(policy), base
     elif kind == "frozen":
-        other, weights = frozen(policy), base
+        assert twin is not None
+        other, weights = twin, base
     else:  # an adapter that changed the base gives it back to float error; its artefact goes under a name of its own
         other, weights = (
             policy,
@@ -402,7 +420,9 @@ def _other_reference(table: ReferenceTable, recipe: Recipe, tokens: Tokens) -> t
             f"[reference] {name} has another tokenizer than the model: log-probabilities of other tokens cannot be compared"
         )
     _settle(model, recipe).requires_grad_(False).eval()
-    return Policy(model, recipe.model.compute), weights
+    policy = Policy(model, recipe.model.compute)
+    policy.divide()
+    return policy, weights
 
 
 def _settle(model: Any, recipe: Recipe) -> Any:
@@ -506,8 +526,10 @@ def _scorer(
         scorer = RewardModel.on(model, tokenizer, seed=recipe.run.seed, compute=recipe.model.compute)
         if asked.ensemble.heads > 1:
             scorer.load_heads(folder / "model")
+        scorer.divide()
         return RewardScorer(scorer, tokens, asked.judges, micro, asked.ensemble), None
     policy = Policy(model, recipe.model.compute)
+    policy.divide()
     if not asked.needs_reference:
         return PolicyScorer(policy, tokens, asked.judges, None, micro), None
     table_of = recipe.reference
@@ -519,6 +541,7 @@ def _scorer(
         base, _ = _start(recipe, folder)
         weights = weights_digest(base)
         reference = Policy(_settle(base, recipe), recipe.model.compute)
+        reference.divide()
     artefact = reference_logps(reference, weights, tokens, groups, environment_digest(recipe.run))
     return PolicyScorer(policy, tokens, asked.judges, artefact, micro), reference
 

@@ -44,6 +44,10 @@ class RunTable(Table):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the weights in forward and backward; the optimiser learns in float32"
     )
+    parallel: Literal["replicated", "sharded"] | None = Field(
+        None,
+        description="several processes: each with all weights (default), or with its share of them (FSDP2)",
+    )
 
 
 class SplitTable(Table):

@@ -61,6 +61,7 @@ class Batch:
     forward: packing.Batch
     step: Step
     number: int  # of the step's batches
+    counts: bool = True  # False: computed only because other ranks need this one in the forward
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,18 @@ class LanguageObjective:
 
     def _plan(self, rows: np.ndarray) -> Step:
         step = Step(rows, self._scale(rows))
-        mine = self.ranks.share(rows, self._prompts_of(rows))
-        for n, part in enumerate(micro_batches(mine, self._prompts_of(mine), self.micro_batch) if len(mine) else []):
+        shares, rank = self.ranks.shares(rows, self._prompts_of(rows)), self.ranks.rank
+        if not self.ranks.sharded:  # then all ranks must make as many forwards, and each must know of the others
+            shares, rank = shares[rank : rank + 1], 0
+        plans = [micro_batches(s, self._prompts_of(s), self.micro_batch) if len(s) else [] for s in shares]
+        longest = max(plans, key=len)
+        idle = longest[:1] * (len(longest) - len(plans[rank]))
+        for n, part in enumerate([*plans[rank], *idle]):
             examples = tuple(f.examples(part) for f in self.fed)
             named = [f.mentions(x) for f, x in zip(self.fed, examples, strict=True)]
             mentioned, responses = (np.concatenate(each).tolist() for each in zip(*named, strict=True))
             forward = self.wrapped.batch(self.tokens, by_prompt(mentioned, responses))
-            step.batches.append(Batch(part, examples, forward, step, n))
+            step.batches.append(Batch(part, examples, forward, step, n, n < len(plans[rank])))
         return step
 
     def _prompts_of(self, rows: np.ndarray) -> np.ndarray:
@@ -141,6 +147,8 @@ class LanguageObjective:
     def loss(self, batch: Batch) -> tuple[Tensor, Sums]:
         coupling = self._couplings(batch.step)  # before the forward: a first pass must not hold this one's graph
         said = self.scorer.say(batch.forward, self.needs)
+        if not batch.counts:
+            return said.of["R" if "R" in said.of else "logp"].sum() * 0.0, {}
         of = {name: value.detach() for name, value in said.of.items()}
         parts: list[Tensor] = []
         sums: dict[str, tuple[float, float]] = {"tokens": (float(batch.forward.n_tokens), 1.0)}
@@ -236,17 +244,18 @@ class LanguageObjective:
         with torch.no_grad(), self._same_draws():
             for batch in step.batches:
                 said = self.scorer.say(batch.forward, self.needs)
-                for k in coupled:
+                for k in coupled if batch.counts else ():
                     parts[k].append(self._quantities(k, batch.examples[k], batch, said))
         step.whole = {}
         for k in coupled:
             f = self.fed[k]
-            x, quantities, before = self._gathered([b.examples[k] for b in step.batches], parts[k])
+            examples = [b.examples[k] for b in step.batches if b.counts]
+            x, quantities, before = self._gathered(examples, parts[k])
             with torch.enable_grad():
                 whole = {n: q.requires_grad_() for n, q in quantities.items()}
                 value = f.values(x, whole).mean() * f.normaliser(step.rows)
                 slopes = torch.autograd.grad(value, list(whole.values()), allow_unused=True)
-            sizes = [len(b.examples[k]) for b in step.batches]
+            sizes = [len(part) for part in examples]
             mine = slice(before, before + sum(sizes))
             split = {n: g[mine].split(sizes) for n, g in zip(whole, slopes, strict=True) if g is not None}
             derivative = [{n: pieces[i] for n, pieces in split.items()} for i in range(len(sizes))]
@@ -292,6 +301,8 @@ class LanguageObjective:
             self._together(step)
             for batch in step.batches:
                 total, metrics = self.loss(batch)
+                if not batch.counts:
+                    continue
                 for name, (value, weight) in {"loss": (float(total), self.normaliser(batch.rows)), **metrics}.items():
                     before = sums.get(name, (0.0, 0.0))
                     sums[name] = (before[0] + value, before[1] + weight)

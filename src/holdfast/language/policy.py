@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import transformers
@@ -38,7 +38,9 @@ from holdfast.language.packing import Batch, Groups, Packed, Padded, TokenSource
 from holdfast.language.products import Linear, quicken
 from holdfast.training.checkpoint import weights_digest
 from holdfast.training.determinism import derive
+from holdfast.training.ranks import here
 
+T = TypeVar("T")
 Compute = Literal["auto", "packed", "padded"]
 HEADS = "heads.safetensors"  # all score heads of a reward model, beside its folder's model
 
@@ -89,6 +91,7 @@ class _Network:
         """
         self.model: Any = model
         self.chunk = chunk
+        self._root: Callable[[Callable[[], Any]], Any] | None = None  # see `divide`
         self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # under a peft wrapper
         self._config = self._inner.config.get_text_config()
         self.longest = longest_input(self._inner)  # tokens that its positions reach; None: no limit known
@@ -111,6 +114,14 @@ class _Network:
             )
         else:
             self.why = reason
+
+    def divide(self) -> None:
+        """Divide the weights among the run's processes, where it is to be sharded. What is computed stays the same."""
+        self._root = here().shard(self.model)
+
+    def _at_hand(self, compute: Callable[[], T]) -> T:
+        """`compute`, which returns tensors, with the weights at hand."""
+        return compute() if self._root is None else self._root(compute)
 
     def batch(self, tokens: TokenSource, groups: Groups) -> Packed | Padded:
         """The forward's input for prompt groups, on the model's device. Raises HoldfastError where a sequence is too
@@ -230,6 +241,14 @@ class Policy(_Network):
             self._same_vocabulary(kl_from)
             with torch.no_grad():
                 theirs = kl_from._logits(batch)
+        token_N, squares_N, kl_N = self._at_hand(lambda: self._tokens(batch, squares, theirs))
+        out = Logps(token_N, batch.owner_N, token_N, batch.length_R, squares_N, kl_N)
+        return replace(out, sum_R=out.sums(token_N))
+
+    def _tokens(
+        self, batch: Batch, squares: bool, theirs: Callable[[slice], torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """token_N, squares_N and kl_N of `Logps`."""
         n = len(batch.target_N)
         squares_N = kl_N = None
         if isinstance(batch, Packed):
@@ -249,8 +268,7 @@ class Policy(_Network):
                 with torch.no_grad():
                     logq_NV = theirs(slice(0, n)).log_softmax(-1)
                 kl_N = (logq_NV.exp() * (logq_NV - logp_NV)).sum(-1)
-        out = Logps(token_N, batch.owner_N, token_N, batch.length_R, squares_N, kl_N)
-        return replace(out, sum_R=out.sums(token_N))
+        return token_N, squares_N, kl_N
 
     def _same_vocabulary(self, reference: Policy) -> int:
         vocab = [p.model.get_output_embeddings().weight.shape[0] for p in (self, reference)]
@@ -269,10 +287,18 @@ class Policy(_Network):
 
     def _logits(self, batch: Batch) -> Callable[[slice], torch.Tensor]:
         if isinstance(batch, Packed):
-            hidden_NH, head = self._hidden(batch).index_select(0, batch.source_N), self._head()
+            hidden_NH, weight, bias = self._at_hand(lambda: self._before_logits(batch))
+            head = replace(self._head(), weight=weight, bias=bias)
             return lambda part: head.logits(hidden_NH[part])
-        logits_NV = self._plain_logits(batch)
+        logits_NV = self._at_hand(lambda: self._plain_logits(batch))
         return lambda part: logits_NV[part]
+
+    def _before_logits(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Hidden states, weight and bias of the head; of divided weights a copy, for they are at hand no longer than this."""
+        hidden_NH, head = self._hidden(batch).index_select(0, batch.source_N), self._head()
+        if self._root is None:
+            return hidden_NH, head.weight, head.bias
+        return hidden_NH, head.weight.clone(), None if head.bias is None else head.bias.clone()
 
     def _plain_logits(self, batch: Batch) -> torch.Tensor:
         assert isinstance(batch, Padded)
@@ -354,6 +380,9 @@ class RewardModel(_Network):
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """(R,) fp32: the score at each response's last token. Differentiable."""
+        return self._at_hand(lambda: self._ends(batch))
+
+    def _ends(self, batch: Batch) -> torch.Tensor:
         if self._score is None:
             assert isinstance(batch, Padded)
             types_BL = torch.zeros_like(batch.ids_BL)
@@ -365,7 +394,7 @@ class RewardModel(_Network):
         """(R, H) fp32: every head's score. Differentiable."""
         if self.heads == 1:
             return self.scores(batch)[:, None]
-        return self._every(batch, batch.last_R)
+        return self._at_hand(lambda: self._every(batch, batch.last_R))
 
     def save(self, tokenizer: Any, folder: str | Path) -> None:
         """Write an ordinary one-label folder with the mean of the heads, and beside it all heads in `heads.safetensors`.
@@ -407,9 +436,7 @@ class RewardModel(_Network):
         """(N,) fp32: the score were the response to end at each of its tokens; a token's contribution is the
         difference to the one before.
         """
-        if self._score is None:
-            return self._cut_short(batch)
-        return self._at(batch, batch.place_N)
+        return self._at_hand(lambda: self._cut_short(batch) if self._score is None else self._at(batch, batch.place_N))
 
     def _cut_short(self, batch: Batch, budget: int = 8192) -> torch.Tensor:
         """An encoder has read the end when it reads the beginning: each beginning of a response is a sequence of its own, closed by the

@@ -14,6 +14,7 @@ hit; what is loaded is spot-checked against the reference itself all the same.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -277,7 +278,11 @@ def with_weights(policy: Policy, parameters: Sequence[torch.Tensor], values: Seq
 
 
 def frozen(policy: Policy) -> Policy:
-    """The policy as it now is, for good: a second copy of its trained weights, in memory."""
+    """The policy as it now is, for good: a second copy of its trained weights, in memory; where weights are divided, of all of them."""
+    if here().sharded:
+        twin = Policy(copy.deepcopy(policy.model).requires_grad_(False).eval(), policy.compute, policy.chunk)
+        twin.divide()
+        return twin
     trained = [p for p in policy.model.parameters() if p.requires_grad]
     return with_weights(policy, trained, [p.detach().clone() for p in trained])
 

@@ -66,16 +66,19 @@ def fingerprint(parameters: Sequence[tuple[str, torch.Tensor]], seed: int, step:
     """
     import torch
 
-    n = len(parameters)
+    from holdfast.training.ranks import here
+
+    n, ranks = len(parameters), here()
     hashed = hashlib.sha256(b"holdfast/fingerprint/1\0")
     pieces = []
     for k in range(min(n, 16)):
         name, tensor = parameters[((step - 1) * 16 + k) % n]
         hashed.update(name.encode() + b"\0")
         stride = max(1, tensor.numel() // 2048)
-        piece = tensor.detach().reshape(-1)[derive(seed, step, "fingerprint", name) % stride :: stride]
+        piece = ranks.sample(tensor, derive(seed, step, "fingerprint", name) % stride, stride)
         pieces.append(piece.contiguous().view(torch.uint8))
-    hashed.update(torch.cat(pieces).cpu().numpy().tobytes())
+    sampled = torch.cat(pieces)
+    hashed.update((ranks.merge(sampled) if ranks.sharded else sampled).cpu().numpy().tobytes())
     return hashed.hexdigest()
 
 
@@ -139,9 +142,15 @@ def write_checkpoint(
     The caller renames it with `publish`. Without an optimiser it holds weights only, which is all that a best-so-far
     needs. Of several ranks the first writes, whole tensors whatever their number; all must call.
     """
-    files = {"model": _detached(trained_state(objective.model)), "extra": _detached(_once(objective.extra_state()))}
+    files = {
+        "model": _detached(trained_state(objective.model), ranks),
+        "extra": _detached(_once(objective.extra_state()), ranks),
+    }
     if optimiser is not None:
-        files["optimiser"] = _detached(dict(_optimiser_state(objective.model, optimiser)))
+        files["optimiser"] = {
+            name: _kept(value, parameter, ranks)
+            for name, value, parameter in _optimiser_state(objective.model, optimiser, ranks)
+        }
     temporary = folder.with_name(folder.name + ".tmp")
     return temporary, ranks.first(lambda: {"folder": folder.name, **_write(temporary, step, files)})
 
@@ -195,6 +204,9 @@ def load_checkpoint(folder: Path, objective: Objective, optimiser: torch.optim.O
     import torch
     from safetensors.torch import load_file
 
+    from holdfast.training.ranks import here
+
+    ranks = here()
     saved = load_file(folder / "model.safetensors")
     state = trained_state(objective.model)
     for name in sorted(saved.keys() ^ state.keys()):
@@ -207,7 +219,7 @@ def load_checkpoint(folder: Path, objective: Objective, optimiser: torch.optim.O
                 raise IntegrityError(
                     f"{folder}: tensor {name} is {tuple(saved[name].shape)} {saved[name].dtype}, the model's {tuple(tensor.shape)} {tensor.dtype}"
                 )
-            tensor.copy_(saved[name])
+            ranks.mine(tensor).copy_(ranks.part(tensor, saved[name]))
     extra = folder / "extra.safetensors"
     objective.load_extra_state(load_file(extra) if extra.exists() else {})
     if optimiser is not None:
@@ -215,16 +227,20 @@ def load_checkpoint(folder: Path, objective: Objective, optimiser: torch.optim.O
         optimiser.state.clear()
         for name, tensor in load_file(folder / "optimiser.safetensors").items():
             key, _, parameter = name.partition("/")
-            p = at[parameter]
+            p = ranks.mine(at[parameter])
             # Fused AdamW keeps its step count where the parameter is; the checkpoint was read to the CPU.
-            optimiser.state[p][key] = tensor.to(p.device)
+            optimiser.state[p][key] = ranks.part(at[parameter], tensor).to(p.device)
 
 
-def _optimiser_state(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    names = {id(p): name for name, p in model.named_parameters()}
-    for parameter, state in optimiser.state.items():
+def _optimiser_state(
+    model: torch.nn.Module, optimiser: torch.optim.Optimizer, ranks: Ranks
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """(name, value, the model's parameter that it belongs to)."""
+    names = {id(ranks.mine(p)): (name, p) for name, p in model.named_parameters()}
+    for held, state in optimiser.state.items():
+        name, parameter = names[id(held)]
         for key, value in state.items():
-            yield f"{key}/{names[id(parameter)]}", value
+            yield f"{key}/{name}", value, parameter
 
 
 def _once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -232,7 +248,9 @@ def _once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     seen: set[tuple[Any, ...]] = set()
     once = {}
     for name, tensor in state.items():
-        where = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.device)
+        # A parameter that is divided among ranks has no memory of its own; tied ones are one object.
+        at = id(tensor) if hasattr(tensor, "to_local") else tensor.data_ptr()
+        where = (at, tuple(tensor.shape), tensor.stride(), tensor.device)
         if tensor.numel() and where in seen:
             continue
         seen.add(where)
@@ -240,8 +258,14 @@ def _once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return once
 
 
-def _detached(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+def _detached(state: Mapping[str, torch.Tensor], ranks: Ranks) -> dict[str, torch.Tensor]:
+    return {name: _kept(ranks.mine(tensor), tensor, ranks) for name, tensor in state.items()}
+
+
+def _kept(value: torch.Tensor, parameter: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """The whole of what belongs to a parameter, on the CPU; nothing of it on ranks that do not write."""
+    value = ranks.full(parameter, value.detach())
+    return value.cpu().contiguous() if ranks.writes else value.new_empty(0)
 
 
 def _leaf(name: str, dtype: str, shape: list[int]) -> Any:
@@ -252,6 +276,10 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     """A tensor's raw little-endian bytes."""
     import torch
 
+    from holdfast.training.ranks import here
+
+    ranks = here()
+    tensor = ranks.full(tensor, ranks.mine(tensor))
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 

@@ -107,8 +107,9 @@ class Trainer:
         if not self.parameters:
             raise RecipeError("the model has no parameter to train: all are frozen")
         # Weight decay pulls matrices to zero; norms, biases and other 1-d tensors are left out of it.
-        decayed = [p for _, p in self.parameters if p.ndim >= 2]
-        others = [p for _, p in self.parameters if p.ndim < 2]
+        self.mine = [self.ranks.mine(p) for _, p in self.parameters]
+        decayed = [p for p in self.mine if p.ndim >= 2]
+        others = [p for p in self.mine if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimiser = adamw(
             [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps
@@ -126,7 +127,7 @@ class Trainer:
         rate = learning_rate(self.settings, step, self.total)
         torch.manual_seed(derive(self.run.seed, step, "train", *self.ranks.purpose))
         self.objective.model.train()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.objective.model.zero_grad(set_to_none=True)
         normaliser = self.objective.normaliser(index)
         if not normaliser > 0:
             raise HoldfastError(
@@ -145,11 +146,11 @@ class Trainer:
         sums = self.ranks.sums({"": (total, 1.0), **sums})
         loss_value = sums.pop("")[0] / normaliser
         self.ranks.add([p for _, p in self.parameters])
-        gradients = [p.grad for _, p in self.parameters if p.grad is not None]
+        gradients = [p.grad for p in self.mine if p.grad is not None]
         # bf16 has 8 bits: the norm of a large gradient is added up in float32.
         half = (torch.bfloat16, torch.float16)
         norms = [torch.linalg.vector_norm(g, dtype=torch.float32 if g.dtype in half else None) for g in gradients]
-        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        norm = torch.linalg.vector_norm(self.ranks.norms(torch.stack(norms))) if norms else torch.zeros(())
         norm_value = float(norm)
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             bad = [i for i, part in enumerate(losses, 1) if not bool(torch.isfinite(part))]
@@ -164,7 +165,7 @@ class Trainer:
                 "it will stop here again unless the cause goes (a lower lr, clip, float32, or without these rows)"
             )
         if self.settings.clip and norm_value > self.settings.clip:
-            torch.nn.utils.clip_grads_with_norm_([p for _, p in self.parameters], self.settings.clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.mine, self.settings.clip, norm)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()

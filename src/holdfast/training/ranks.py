@@ -15,12 +15,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from holdfast.errors import HoldfastError, IntegrityError
 from holdfast.recipe import RunTable
@@ -53,9 +56,9 @@ class Ranks:
         """What sets this rank's random numbers apart from the others', for `derive`."""
         return (self.rank,) if self.rank else ()
 
-    def share(self, rows: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """This rank's rows of a step; see `shares`."""
-        return rows
+    def shares(self, rows: np.ndarray, group: np.ndarray) -> list[np.ndarray]:
+        """Every rank's rows of a step; see `divide`."""
+        return [rows]
 
     def deal(self, parts: Sequence[T]) -> list[tuple[T, bool]]:
         """This rank's parts of work that was planned as a whole, the first to the first rank and so on around; False marks one that it must
@@ -91,22 +94,47 @@ class Ranks:
     def add(self, parameters: Sequence[Tensor]) -> None:
         """Sum the gradients over ranks, in place. Sums, not means: the loop divides by the whole step's normaliser."""
 
-    def whole(self, model: nn.Module) -> None:
-        """Give rank 0 the whole of a model that was divided. It trains no more."""
+    # Weights that are divided among ranks (FSDP2). Everywhere else a parameter is the whole of itself.
 
-    def shard(self, model: nn.Module) -> Callable[[Callable[[], Any]], Any] | None:
-        """Divide a model's weights among the ranks. The result runs what it is given with the weights at hand; None: nothing to divide."""
+    def shard(self, model: nn.Module) -> Callable[[Callable[[], T]], T] | None:
+        """Divide a model's weights among the ranks. The result calls what it is given with the weights at hand, and every forward has to go
+        through it; None: nothing was divided.
+        """
         return None
+
+    def mine(self, parameter: Tensor) -> Tensor:
+        """What this rank holds of a parameter, and updates: always the same tensor for the same parameter."""
+        return parameter
+
+    def part(self, parameter: Tensor, value: Tensor) -> Tensor:
+        """What this rank holds of a whole tensor that belongs to a parameter: a loaded weight, a moment."""
+        return value
+
+    def full(self, parameter: Tensor, value: Tensor) -> Tensor:
+        """The whole of what every rank has its part of. All ranks must call."""
+        return value
+
+    def sample(self, parameter: Tensor, start: int, stride: int) -> Tensor:
+        """Every `stride`-th element of a parameter from `start` on; of a divided one those that this rank holds, and 0 for the others."""
+        return parameter.detach().reshape(-1)[start::stride]
+
+    def norms(self, norm_P: Tensor) -> Tensor:
+        """The norms of all parts, of those of what this rank holds."""
+        return norm_P
+
+    def whole(self, model: nn.Module) -> None:
+        """Give rank 0 the whole of a model that was divided; to the others it is lost. It computes no more."""
 
 
 class Several(Ranks):
     """One of `world` processes. Raises HoldfastError where another is lost."""
 
-    def __init__(self, rank: int, world: int):
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int, world: int, sharded: bool):
+        self.rank, self.world, self.sharded = rank, world, sharded
+        self._mine: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def share(self, rows: np.ndarray, group: np.ndarray) -> np.ndarray:
-        return shares(rows, group, self.world)[self.rank]
+    def shares(self, rows: np.ndarray, group: np.ndarray) -> list[np.ndarray]:
+        return divide(rows, group, self.world)
 
     def first(self, do: Callable[[], T]) -> T:
         said: Any = None
@@ -149,9 +177,10 @@ class Several(Ranks):
         return [part[: int(n)].to(tensor.device) for part, n in zip(room, sizes, strict=True)]
 
     def merge(self, filled: Tensor) -> Tensor:
-        bits = filled.detach().to("cpu", copy=True).contiguous().view(torch.int32)
+        raw = filled.detach().to("cpu").contiguous().view(torch.uint8).reshape(-1)
+        bits = torch.cat([raw, raw.new_zeros(-len(raw) % 4)]).view(torch.int32)
         dist.all_reduce(bits)  # as integers: 0 + x is x to the bit, where -0.0 would come out of a sum of floats as 0.0
-        return bits.view(filled.dtype).to(filled.device)
+        return bits.view(torch.uint8)[: len(raw)].view(filled.dtype).reshape(filled.shape).to(filled.device)
 
     def sums(self, mine: Sums) -> dict[str, tuple[float, float]]:
         added: dict[str, tuple[float, float]] = {}
@@ -162,10 +191,16 @@ class Several(Ranks):
         return added
 
     def deal(self, parts: Sequence[T]) -> list[tuple[T, bool]]:
-        return [(part, True) for part in parts[self.rank :: self.world]]
+        mine = [(part, True) for part in parts[self.rank :: self.world]]
+        most = -(-len(parts) // self.world) if self.sharded else 0
+        return mine + [(parts[0], False)] * (most - len(mine))
 
     def add(self, parameters: Sequence[Tensor]) -> None:
         """In buckets, each a sum along a ring whose order hangs on the number of ranks alone: the same ranks give the same bytes."""
+        if self.sharded:  # summed in each backward
+            for p in parameters:
+                self.mine(p).grad = None if p.grad is None else cast(DTensor, p.grad).to_local()
+            return
         device = parameters[0].device
         has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
         dist.all_reduce(has, op=dist.ReduceOp.MAX)
@@ -179,6 +214,69 @@ class Several(Ranks):
             for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 p.grad = part.view_as(p).to(p.dtype)
 
+    def shard(self, model: nn.Module) -> Callable[[Callable[[], T]], T] | None:
+        if not self.sharded:
+            return None
+        device = next(model.parameters()).device
+        mesh = init_device_mesh(device.type, (self.world,))
+        root = _Root(model)
+        # A unit is gathered for its own computation alone: the blocks that a model repeats, and what is left.
+        blocks = [b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m if _has_weights(b)]
+        inside = {id(m) for b in blocks for m in b.modules() if m is not b}
+        for unit in [*(b for b in blocks if id(b) not in inside), root]:
+            made = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+            made.set_gradient_divide_factor(1.0)  # a sum, not a mean
+            made.set_force_sum_reduction_for_comms(True)
+        return root
+
+    def mine(self, parameter: Tensor) -> Tensor:
+        if not isinstance(parameter, DTensor):
+            return parameter
+        if id(parameter) not in self._mine:
+            local = nn.Parameter(parameter.to_local().detach(), requires_grad=parameter.requires_grad)
+            self._mine[id(parameter)] = (parameter, local)  # with the parameter, so that its id is not given again
+        return self._mine[id(parameter)][1]
+
+    def part(self, parameter: Tensor, value: Tensor) -> Tensor:
+        if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+            return value
+        first = first_row(parameter, self.rank)
+        return value[first : first + len(parameter.to_local())]
+
+    def full(self, parameter: Tensor, value: Tensor) -> Tensor:
+        if not isinstance(parameter, DTensor) or value.shape != parameter.to_local().shape:
+            return value
+        return torch.cat(self.gather(value))
+
+    def sample(self, parameter: Tensor, start: int, stride: int) -> Tensor:
+        if not isinstance(parameter, DTensor):
+            return super().sample(parameter, start, stride)
+        local = parameter.to_local().detach().reshape(-1)
+        first = first_row(parameter, self.rank) * (parameter.numel() // parameter.shape[0])
+        found = local.new_zeros(len(range(start, parameter.numel(), stride)))
+        before = len(range(start, first, stride))
+        held = local[start + before * stride - first :: stride]
+        found[before : before + len(held)] = held
+        return found
+
+    def norms(self, norm_P: Tensor) -> Tensor:
+        return torch.cat(self.gather(norm_P)) if self.sharded else norm_P
+
+    def whole(self, model: nn.Module) -> None:
+        full: dict[int, tuple[Tensor, nn.Parameter]] = {}
+        for module in model.modules():
+            for name, p in list(module._parameters.items()):
+                if not isinstance(p, DTensor):
+                    continue
+                if id(p) not in full:
+                    value = self.full(p, p.to_local()).to("cpu" if self.writes else "meta")
+                    full[id(p)] = (p, nn.Parameter(value, requires_grad=p.requires_grad))
+                module._parameters[name] = full[id(p)][1]
+            if isinstance(module, FSDPModule):
+                module._forward_pre_hooks.clear()
+                module._forward_hooks.clear()
+                module.__class__ = type(module).__mro__[2]  # what it was before it was divided
+
     def _from_first(self, said: bytes) -> bytes:
         size = torch.tensor([len(said)])
         dist.broadcast(size, src=0)
@@ -189,7 +287,28 @@ class Several(Ranks):
         return bytes(sent.numpy())
 
 
-def shares(rows: np.ndarray, group: np.ndarray, world: int) -> list[np.ndarray]:
+class _Root(nn.Module):
+    """What FSDP takes for the outermost module: our forwards call into a model at several places, and its own `forward` at none."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, compute: Callable[[], Any]) -> Any:
+        return compute()
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def first_row(parameter: DTensor, rank: int) -> int:
+    """Where along the first axis the part of a rank begins: FSDP gives each the same number of rows, the last what is left."""
+    rows = parameter.shape[0]
+    return min(rank * -(-rows // parameter.device_mesh.size()), rows)
+
+
+def divide(rows: np.ndarray, group: np.ndarray, world: int) -> list[np.ndarray]:
     """A step's rows divided among `world` ranks: about as many to each, prompt groups whole where they are no larger than a share.
 
     rows, group: (B,) the step's rows and the group of each. Groups stay in the order of their first row. A pure function: every rank knows
@@ -227,9 +346,11 @@ def together(run: RunTable) -> Iterator[Ranks]:
         yield _here
         return
     with _named_loss(int(os.environ["RANK"]), world):
+        if run.device.startswith("cuda"):
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if run.device.startswith("cuda") else "gloo", timeout=PATIENCE)
-        _here = Several(dist.get_rank(), dist.get_world_size())
+        _here = Several(dist.get_rank(), dist.get_world_size(), run.parallel == "sharded")
         try:
             yield _here
         finally:

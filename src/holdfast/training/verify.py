@@ -159,7 +159,9 @@ def _check_recipe(folder: Path, opened: Entry, found: Verified) -> Recipe | None
 def _against_recipe(recipe: Recipe, opened: Entry) -> list[tuple[str, str, str]]:
     said = {"settings": recipe.train, "run": recipe.run}
     return [
-        d for name, table in said.items() for d in differences(opened[name], exact(table.model_dump(mode="json")), name)
+        d
+        for name, table in said.items()  # a key of [run] that is not set stands in no ledger
+        for d in differences(opened[name], exact(table.model_dump(mode="json", exclude_none=name == "run")), name)
     ]
 
 
