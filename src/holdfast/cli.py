@@ -531,6 +531,9 @@ def main() -> None:
         app(standalone_mode=True)
     except HoldfastError as problem:
         err.print(f"{name}: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        if "RANK" in os.environ:  # a lost process leaves connections that can neither be closed nor waited for
+            sys.stderr.flush()
+            os._exit(2)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)

@@ -9,6 +9,8 @@ figures, because whatever decides (losses, gradients, held-out figures) is added
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import sys
@@ -295,7 +297,12 @@ class _Root(nn.Module):
         self.model = model
 
     def forward(self, compute: Callable[[], Any]) -> Any:
-        return compute()
+        out = compute()  # no views: FSDP puts its hooks on what comes out
+        return tuple(map(_no_view, out)) if isinstance(out, tuple) else _no_view(out)
+
+
+def _no_view(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value._is_view() else value
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -320,7 +327,8 @@ def divide(rows: np.ndarray, group: np.ndarray, world: int) -> list[np.ndarray]:
     cuts = [0]
     for k in range(1, world):
         ideal = k * len(rows) / world
-        near = int(borders[np.argmin(np.abs(borders - ideal))])
+        ahead = borders[borders > cuts[-1]]
+        near = int(ahead[np.argmin(np.abs(ahead - ideal))]) if len(ahead) else len(rows)
         # A group that reaches far beyond a share is cut: its prompt is then computed on two ranks.
         cuts.append(max(cuts[-1], near if abs(near - ideal) <= len(rows) / world / 2 else round(ideal)))
     return [rows[order[a:b]] for a, b in zip(cuts, [*cuts[1:], len(rows)], strict=True)]
@@ -355,6 +363,8 @@ def together(run: RunTable) -> Iterator[Ranks]:
             yield _here
         finally:
             _here = Ranks()
+            # Divided models hold the connections in cycles, and a connection that is left to the interpreter's end aborts the process.
+            atexit.register(gc.collect)
             if sys.exc_info()[0] is None:
                 dist.destroy_process_group()
 
