@@ -8,6 +8,7 @@
     malformed   broken files and rows
     demo        gold win rate of the DPO policy over its base, five seeds
     real        hh and alpaca-eval end to end
+    ranks       one run in 1, 2 and 4 processes: losses against one process, and the same bytes twice
 
 Each prints its figures and whether the bar is met, and writes them to bench/results/NAME.json. Needs no network.
 """
@@ -294,8 +295,14 @@ def real(folder: Path) -> dict[str, Any]:
     return {"met": all(r.get("verify", True) and r.get("replay 1:2", True) for r in results.values()), **results}
 
 
+def ranks(folder: Path) -> dict[str, Any]:
+    from ranks import ranks as measured
+
+    return measured(folder)
+
+
 BARS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    f.__name__: f for f in (twice, kill, flip, packed, accumulate, malformed, demo, real)
+    f.__name__: f for f in (twice, kill, flip, packed, accumulate, malformed, demo, real, ranks)
 }
 
 
