@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import holdfast.training.ranks
 from holdfast.errors import HoldfastError
 from holdfast.recipe import RunTable
 from holdfast.training.objective import Sums
@@ -27,6 +30,7 @@ class SharedToy(Toy):
     def __init__(self, dropout: float = 0.0, micro_batch: int = 2):
         super().__init__(dropout=dropout, micro_batch=micro_batch)
         self.cut_off: int | None = None
+        self.silent_from: int | None = None
         self.ranks = here()
         self.seen: list[list[int]] = []  # each step's rows on this rank
         self._root = self.ranks.shard(self.model)
@@ -54,16 +58,19 @@ class SharedToy(Toy):
     def after_step(self, step: int) -> None:
         if step == self.cut_off:
             raise HoldfastError("cut off")
+        if step == self.silent_from and self.ranks.rank:
+            time.sleep(600)
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x) if self._root is None else self._root(lambda: self.model(x))
 
 
 def run(folder: Path, asked: dict[str, Any]) -> None:
+    holdfast.training.ranks.PATIENCE = timedelta(seconds=asked.get("patience", 120))
     with together(RunTable(threads=1, parallel=asked.get("parallel"))) as ranks:
         for said in asked["runs"]:
             name, toy = said.pop("name"), SharedToy(said.pop("dropout", 0.0))
-            toy.cut_off = said.pop("cut_off", None)
+            toy.cut_off, toy.silent_from = said.pop("cut_off", None), said.pop("silent_from", None)
             torch.manual_seed(ranks.rank)  # what a process drew before must not matter
             try:
                 train_toy(folder / name, toy, **said)

@@ -22,7 +22,7 @@ from holdfast.errors import HoldfastError
 from holdfast.recipe import RunTable, TrainTable
 from holdfast.training.checkpoint import file_digests
 from holdfast.training.fit import Trainer
-from holdfast.training.ledger import read_ledger
+from holdfast.training.ledger import History, read_ledger
 from holdfast.training.ranks import Ranks, Several, divide, here, together
 from holdfast.training.verify import verify_run
 from ranks_worker import run
@@ -36,7 +36,8 @@ def entries(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def losses(folder: Path) -> list[float]:
-    return [float.fromhex(e["loss"]) for e in entries(folder, "step")]
+    """Of the steps that stand: where another number of processes went on, steps before that are set aside."""
+    return [float.fromhex(e["loss"]) for e in History.of(read_ledger(folder / "ledger.jsonl")[0]).steps]
 
 
 def processes(world: int, *command: str, **environment: str) -> list[subprocess.Popen[str]]:
@@ -173,12 +174,28 @@ def test_resumed_by_another_number_of_processes(tmp_path, parallel):
     folder = tmp_path / "run"
     for world, until in ((2, 9), (1, 17), (4, None)):
         train_toys(tmp_path, world, parallel, {"name": "run", **said, "cut_off": until})
-    assert losses(folder)[-4:] == pytest.approx(losses(tmp_path / "one" / "run")[-4:], rel=1e-4)
+    assert losses(folder) == pytest.approx(losses(tmp_path / "one" / "run"), rel=1e-5)
     told = entries(folder, "environment")
     assert [e["changed"] for e in told] == [{"processes": ["2", "absent"]}, {"processes": ["absent", "4"]}]
     assert [p.where for p in verify_run(folder).problems] == ["recipe.toml"], "a toy has none"
     whole = file_digests(tmp_path / "one" / "run" / "checkpoints" / "step-000024" / "optimiser.safetensors")[1]
     assert file_digests(folder / "checkpoints" / "step-000024" / "optimiser.safetensors")[1].keys() == whole.keys()
+
+
+@pytest.mark.slow
+def test_a_silent_rank_is_not_waited_for_for_ever(tmp_path):
+    asked = {"patience": 4, "runs": [{"name": "run", "batch": 7, "silent_from": 6}]}
+    started = processes(2, str(HERE / "ranks_worker.py"), str(tmp_path), json.dumps(asked))
+    try:
+        err = started[0].communicate(timeout=100)[1]
+    finally:
+        for p in started:
+            p.kill()
+            p.communicate()
+    assert "HoldfastError: process 1 of 2: another process of this run ended or no longer answers" in err
+    assert steps_taken(tmp_path / "run") == 6
+    train_toys(tmp_path, 1, None, {"name": "run", "batch": 7})
+    assert len(losses(tmp_path / "run")) == 24
 
 
 RECIPE = """

@@ -30,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 out, err = Console(), Console(stderr=True)
+TOGETHER = ("train", "resume", "evaluate", "score", "replay")  # what several processes can do as one
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
@@ -528,6 +529,10 @@ def main() -> None:
     if rank:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
+        if "TORCHELASTIC_RUN_ID" in os.environ and sys.argv[1:2] and sys.argv[1] not in TOGETHER:
+            raise HoldfastError(
+                f"{sys.argv[1]} runs in one process: start it without torchrun ({', '.join(TOGETHER)} run in several)"
+            )
         app(standalone_mode=True)
     except HoldfastError as problem:
         err.print(f"{name}: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)

@@ -430,7 +430,7 @@ def _settle(model: Any, recipe: Recipe) -> Any:
 
     Buffers stay as they are: the frequencies of rotary positions, in eight bits, would put words in wrong places.
     """
-    model.to(recipe.run.device)
+    model.to("cpu" if here().sharded else recipe.run.device)  # where weights are divided no device need hold them all
     adapted, dtype = is_adapted(model), getattr(torch, recipe.run.dtype)
     for name, tensor in model.named_parameters():
         if not (adapted and tensor.requires_grad and "modules_to_save" not in name):
@@ -596,7 +596,7 @@ def score(run: str | Path, file: str | Path) -> list[dict[str, Any]]:
         raise DataError(
             f"{file} holds no response to score" + (f"; row {bad[0]['row']}: {bad[0]['reason']}" if bad else "")
         )
-    with together(recipe.run), deterministic(recipe.run), tempfile.TemporaryDirectory() as scratch:
+    with together(recipe.run) as ranks, deterministic(recipe.run), tempfile.TemporaryDirectory() as scratch:
         dataset = freeze_records(
             (
                 Judgement("score", prompt, (response,), value=0.0, extra={"n": n})
@@ -611,17 +611,18 @@ def score(run: str | Path, file: str | Path) -> list[dict[str, Any]]:
         place = {orjson.loads(extra)["n"]: i for i, extra in enumerate(dataset.column("extra"))}
         kept = set(tokens.rows.tolist())
         reasons = dict(tokens.left_out)
+        mine: list[tuple[int, dict[str, Any]]] = []
+        for n, counts in ranks.deal([n for n in range(len(wanted)) if place[n] in kept]):
+            p, r = int(dataset.prompt_of[place[n]]), int(dataset.responses_of[place[n]][0])
+            reward = scorer.reward_of(p, r)
+            unsure = scorer.uncertainty(p, r) if isinstance(scorer, RewardScorer) else {}
+            if counts:
+                mine.append((n, {"reward": reward, "tokens": len(tokens.responses[r]), **unsure}))
+        rewards = {n: said for theirs in ranks.tell(mine) for n, said in theirs}
         scored: list[dict[str, Any]] = []
         for n, (row, _, response) in enumerate(wanted):
-            i = place[n]
-            said = {"file": row.file, "row": row.row, "response": plain_text(response)}
-            if i in kept:
-                r = int(dataset.responses_of[i][0])
-                reward = scorer.reward_of(int(dataset.prompt_of[i]), r)
-                unsure = scorer.uncertainty(int(dataset.prompt_of[i]), r) if isinstance(scorer, RewardScorer) else {}
-                scored.append({**said, "reward": reward, "tokens": len(tokens.responses[r]), **unsure})
-            else:
-                scored.append({**said, "reward": None, "reason": reasons[i]})
+            said = rewards.get(n) or {"reward": None, "reason": reasons[place[n]]}
+            scored.append({"file": row.file, "row": row.row, "response": plain_text(response), **said})
     return scored + bad
 
 

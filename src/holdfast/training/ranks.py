@@ -131,8 +131,8 @@ class Ranks:
 class Several(Ranks):
     """One of `world` processes. Raises HoldfastError where another is lost."""
 
-    def __init__(self, rank: int, world: int, sharded: bool):
-        self.rank, self.world, self.sharded = rank, world, sharded
+    def __init__(self, rank: int, world: int, sharded: bool, device: str = "cpu"):
+        self.rank, self.world, self.sharded, self._device = rank, world, sharded, torch.device(device)
         self._mine: dict[int, tuple[Tensor, Tensor]] = {}
 
     def shares(self, rows: np.ndarray, group: np.ndarray) -> list[np.ndarray]:
@@ -219,8 +219,7 @@ class Several(Ranks):
     def shard(self, model: nn.Module) -> Callable[[Callable[[], T]], T] | None:
         if not self.sharded:
             return None
-        device = next(model.parameters()).device
-        mesh = init_device_mesh(device.type, (self.world,))
+        mesh = init_device_mesh(self._device.type, (self.world,))
         root = _Root(model)
         # A unit is gathered for its own computation alone: the blocks that a model repeats, and what is left.
         blocks = [b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m if _has_weights(b)]
@@ -358,7 +357,7 @@ def together(run: RunTable) -> Iterator[Ranks]:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if run.device.startswith("cuda") else "gloo", timeout=PATIENCE)
-        _here = Several(dist.get_rank(), dist.get_world_size(), run.parallel == "sharded")
+        _here = Several(dist.get_rank(), dist.get_world_size(), run.parallel == "sharded", run.device)
         try:
             yield _here
         finally:

@@ -54,10 +54,10 @@ def replay(
         # Can the same bytes be expected here at all?
         at = next(i for i, e in enumerate(entries) if e["kind"] == "step" and e["step"] == last)
         then = History.of(entries[: at + 1]).environment
-        result["problems"] += [
-            f"environment: {n} was {a}, here {b}"
-            for n, a, b in differences(then, exact({**environment(run), **trainer.ranks.facts}))
-        ]
+        for n, a, b in differences(then, exact({**environment(run), **trainer.ranks.facts})):
+            as_then = "`holdfast replay`" if a == "absent" else f"`torchrun --nproc-per-node {a} -m holdfast replay`"
+            how = f"; replay it with {as_then}" if n == "processes" else ""
+            result["problems"].append(f"environment: {n} was {a}, here {b}{how}")
         torch.manual_seed(derive(run.seed, "begin"))
         record = exact({**open_record(trainer, facts, held), "objective": objective.begin()})
         record["rows"]["sha256"] = history.open["rows"]["sha256"]
