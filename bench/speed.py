@@ -106,20 +106,29 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         raise SystemExit(f"--rounds {rounds}: a run has {STEPS} steps, of which the first and the last are not timed")
     every = contenders(name)
     RESULTS.mkdir(exist_ok=True)
+    # Beside them the machine's own products, in the shapes of a step; and, after them, our steps again to count their operations.
+    rate = Contender("matrix products", [sys.executable, str(HERE / "products.py"), "2048", "1024"])
+    counted = Contender("holdfast, counted", every[0].command)
     try:
         for c in every:
             c.start(RESULTS / f"speed-{name}-{c.name.replace(', ', '-').replace(' ', '-')}.log")
             print(f"  {c.name}: ready after {c.ready['ready']:.1f} s", flush=True)
+        rate.start(RESULTS / f"speed-{name}-products.log")
         for n in range(rounds + 2):
+            rate.rounds.append(rate.ask("step"))
             # The one that begins a round changes, so that nobody always follows the same neighbour.
             turn = every[n % len(every) :] + every[: n % len(every)]
             for c in turn:
                 c.rounds.append(c.ask("count" if n == rounds + 1 else "step"))
             print("  " + "  ".join(f"{c.name} {c.rounds[-1]['seconds']:.2f} s" for c in every), flush=True)
-        for c in every:
+        for c in (*every, rate):
             c.end()
+        counted.start(RESULTS / f"speed-{name}-counted.log")
+        for _ in range(rounds + 1):
+            counted.rounds.append(counted.ask("count"))
+        counted.end()
     finally:
-        for c in every:
+        for c in (*every, rate, counted):
             if c.process is not None and c.process.poll() is None:
                 c.process.kill()
     ours = every[0]
@@ -145,8 +154,14 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
             "same work": apart <= SAME,
             "ready": c.ready["ready"],
         }  # fmt: skip
+    shares = [
+        counted.rounds[i]["flops"] / ours.rounds[i]["seconds"] / (rate.rounds[i]["flops"] / rate.rounds[i]["seconds"])
+        for i in range(1, rounds + 1)
+    ]
     return {
         "workload": name,
+        "share of the products' rate": {"median": statistics.median(shares), "least": min(shares), "most": max(shares)},
+        "products, GFLOP/s": statistics.median(r["flops"] / r["seconds"] for r in rate.rounds[1:]) / 1e9,
         "says": WORKLOADS[name].says,
         "rounds": rounds,
         "machine": machine(),
@@ -177,6 +192,11 @@ def main() -> None:
         print(f"{name}: {WORKLOADS[name].says}", flush=True)
         found = measure(name, args.rounds)
         (RESULTS / f"speed-{name}.json").write_text(json.dumps(found, indent=1))
+        share = found["share of the products' rate"]["median"]
+        print(
+            f"  {share:.2f} of the rate of the machine's matrix products ({found['products, GFLOP/s']:.0f} GFLOP/s)",
+            flush=True,
+        )
         for c, f in found["contenders"].items():
             print(
                 f"  {c}: {f['median']:.2f} s a step, {f['times ours']['median']:.2f}x ours; peak {f['peak'] / 2**30:.2f} GiB; "

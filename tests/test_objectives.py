@@ -166,19 +166,27 @@ def test_every_loss_trains_packed_as_padded(world, table):
 
 @pytest.mark.parametrize("table", list(map(every, ALL)))
 def test_accumulation_is_exact(world, table):
-    """8 x 1, 4 x 2 and 1 x 8: the same loss, gradients, metrics and state, whatever the micro-batch."""
+    """8 x 1, 4 x 2, 1 x 8 and up to 80 tokens: the same loss, gradients, metrics and state, whatever the micro-batch."""
     found = {}
-    for micro in (1, 2, 8):
-        objective = objective_of(world, table, micro)
+    for micro in (1, 2, "tokens", 8):
+        objective = objective_of(world, table, micro if micro != "tokens" else 8)
         rows = objective.rows[np.linspace(0, len(objective.rows) - 1, 8, dtype=int)]
-        batches = objective.batches(rows)
-        assert (len(batches) == 1 if micro == 8 else len(batches) >= 4) and max(len(b.rows) for b in batches) <= micro
+        if micro == "tokens":
+            objective.micro_tokens = 80
+            batches = objective.batches(rows)
+            assert 1 < len(batches) < 8 and any(len(b.rows) > 1 for b in batches)
+            assert all(b.forward.n_tokens <= 80 or len(b.rows) == 1 for b in batches)
+        else:
+            batches = objective.batches(rows)
+            assert (len(batches) == 1 if micro == 8 else len(batches) >= 4) and max(
+                len(b.rows) for b in batches
+            ) <= micro
         value, gradient = value_and_gradient(objective, rows)
         objective.after_step(1)
         figures = objective.figures(rows)
         assert figures["loss"] == pytest.approx(value, rel=1e-6) or objective.extra_state()  # the state went on
         found[micro] = (value, gradient, figures, {n: float(v) for n, v in objective.extra_state().items()})
-    for micro in (1, 2):
+    for micro in (1, 2, "tokens"):
         assert found[micro][0] == pytest.approx(found[8][0], rel=1e-6)
         assert float((found[micro][1] - found[8][1]).norm() / found[8][1].norm()) < 1e-6
         assert found[micro][2] == pytest.approx(found[8][2], rel=1e-5, abs=1e-9)

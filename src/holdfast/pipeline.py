@@ -340,7 +340,12 @@ def _objective(
         reference = _reference(recipe, asked, policy, twin, base, tokens, by_prompt(prompts, responses))
         judge = PolicyScorer(policy, tokens, asked.judges, reference, micro)
     return LanguageObjective(
-        judge, terms, micro, seed=recipe.run.seed, row_ids=dataset.row_ids if asked.ensemble.heads > 1 else None
+        judge,
+        terms,
+        micro,
+        micro_tokens=recipe.train.micro_tokens,
+        seed=recipe.run.seed,
+        row_ids=dataset.row_ids if asked.ensemble.heads > 1 else None,
     )
 
 

@@ -82,6 +82,10 @@ class TrainTable(Table):
 
     batch: Positive = 16
     micro_batch: Positive | None = Field(None, description="judgements per forward; default: the whole batch at once")
+    micro_tokens: Positive | None = Field(
+        None,
+        description="or tokens per forward: prompt groups are put together up to so many; a judgement alone may have more",
+    )
     per_prompt: Positive | None = Field(None, description="most judgements of one prompt that a step may take")
     steps: Positive | None = Field(None, description="how long; or say epochs (default: one)")
     epochs: float | None = Field(None, gt=0)
@@ -110,6 +114,8 @@ class TrainTable(Table):
             raise ValueError("stop_on needs eval_every: the figure to stop on must be measured")
         if self.micro_batch is not None and self.micro_batch > self.batch:
             raise ValueError(f"micro_batch {self.micro_batch} is larger than batch {self.batch}")
+        if self.micro_batch is not None and self.micro_tokens is not None:
+            raise ValueError("micro_batch and micro_tokens both say how much a forward takes; give one")
         return self
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from holdfast.errors import IntegrityError, RecipeError
 from holdfast.language import packing
-from holdfast.language.planning import by_prompt, micro_batches, mismatched
+from holdfast.language.planning import by_prompt, micro_batches, mismatched, within_tokens
 from holdfast.language.reference import COARSE
 from holdfast.language.scoring import PolicyScorer, RewardScorer
 from holdfast.language.terms import Fed, FedLabels, Said
@@ -77,6 +77,7 @@ class Coupled:
 class LanguageObjective:
     """Losses on a policy or a reward model, as the one loop wants them (`training.objective.Objective`).
 
+    micro_batch, micro_tokens: most judgements, and where given most tokens, of one forward.
     fed: the terms with their examples; several make a weighted sum. row_ids: the rows' digests, by number (a bootstrap is drawn from them).
     """
 
@@ -86,11 +87,12 @@ class LanguageObjective:
         fed: Sequence[Fed],
         micro_batch: int,
         *,
+        micro_tokens: int | None = None,
         seed: int = 0,
         row_ids: Sequence[str] | None = None,
     ):
         self.ranks = here()
-        self.scorer, self.fed, self.micro_batch = scorer, list(fed), micro_batch
+        self.scorer, self.fed, self.micro_batch, self.micro_tokens = scorer, list(fed), micro_batch, micro_tokens
         self.wrapped, self.model, self.tokens = scorer.wrapped, scorer.model, scorer.tokens
         self.reference = scorer.reference if isinstance(scorer, PolicyScorer) else None
         self.ensemble = scorer.ensemble if isinstance(scorer, RewardScorer) else None
@@ -117,7 +119,7 @@ class LanguageObjective:
         shares, rank = self.ranks.shares(rows, self._prompts_of(rows)), self.ranks.rank
         if not self.ranks.sharded:  # then all ranks must make as many forwards, and each must know of the others
             shares, rank = shares[rank : rank + 1], 0
-        plans = [micro_batches(s, self._prompts_of(s), self.micro_batch) if len(s) else [] for s in shares]
+        plans = [self._micro_batches(s) if len(s) else [] for s in shares]
         longest = max(plans, key=len)
         idle = longest[:1] * (len(longest) - len(plans[rank]))
         for n, part in enumerate([*plans[rank], *idle]):
@@ -127,6 +129,21 @@ class LanguageObjective:
             forward = self.wrapped.batch(self.tokens, by_prompt(mentioned, responses))
             step.batches.append(Batch(part, examples, forward, step, n, n < len(plans[rank])))
         return step
+
+    def _micro_batches(self, rows: np.ndarray) -> list[np.ndarray]:
+        prompt = self._prompts_of(rows)
+        if self.micro_tokens is None:
+            return micro_batches(rows, prompt, self.micro_batch)
+        named = [
+            [int(r) for f in self.fed for r in f.mentions(f.examples(rows[i : i + 1]))[1]] for i in range(len(rows))
+        ]
+        prompts, responses = self.tokens.prompts.lengths, self.tokens.responses.lengths
+        if self.wrapped.compute == "padded":  # every response is computed with its prompt
+            responses = responses.copy()
+            for p, of in zip(prompt.tolist(), named, strict=True):
+                responses[of] = self.tokens.responses.lengths[of] + prompts[p]
+            prompts = np.zeros_like(prompts)
+        return within_tokens(rows, prompt, named, prompts, responses, self.micro_tokens)
 
     def _prompts_of(self, rows: np.ndarray) -> np.ndarray:
         fed = self.fed

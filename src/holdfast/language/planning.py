@@ -33,6 +33,47 @@ def micro_batches(rows: np.ndarray, prompt: np.ndarray, most: int) -> list[np.nd
     return plan
 
 
+def within_tokens(
+    rows: np.ndarray,
+    prompt: np.ndarray,
+    named: Sequence[Sequence[int]],
+    prompts: np.ndarray,
+    responses: np.ndarray,
+    most: int,
+) -> list[np.ndarray]:
+    """Cut a step's rows into few micro-batches of at most `most` tokens each, prompt groups kept together.
+
+    rows:      (B,) dataset row numbers; prompt: (B,) the prompt of each; named: B lists of responses, those of each row.
+    prompts, responses: the tokens of every prompt and response of the dataset. A prompt counts once in a micro-batch, a response too.
+    A group larger than `most` is cut between rows, and one row alone may be larger; the others go, largest first, each where it still
+    fits first (first-fit decreasing: Johnson 1973). Micro-batches and the groups in them stand in the order of their first row. A pure function.
+    """
+    groups: dict[int, list[int]] = {}
+    for i, p in enumerate(prompt.tolist()):
+        groups.setdefault(p, []).append(i)
+    pieces: list[tuple[int, list[int]]] = []  # (tokens, places in rows)
+    for p, places in groups.items():
+        held: set[int] = set()
+        size, piece = int(prompts[p]), []
+        for i in places:
+            more = sum(int(responses[r]) for r in set(named[i]) - held)
+            if piece and size + more > most:
+                pieces.append((size, piece))
+                held, size, piece = set(), int(prompts[p]), []
+                more = sum(int(responses[r]) for r in set(named[i]))
+            held |= set(named[i])
+            size, piece = size + more, [*piece, i]
+        pieces.append((size, piece))
+    bins: list[tuple[int, list[list[int]]]] = []
+    for size, piece in sorted(pieces, key=lambda each: (-each[0], each[1][0])):
+        at = next((b for b, (filled, _) in enumerate(bins) if filled + size <= most), len(bins))
+        if at == len(bins):
+            bins.append((0, []))
+        bins[at] = (bins[at][0] + size, [*bins[at][1], piece])
+    plan = sorted([sorted(held) for _, held in bins])
+    return [rows[[i for piece in held for i in piece]] for held in plan]
+
+
 def by_prompt(prompts: Sequence[int], responses: Sequence[int]) -> list[tuple[int, list[int]]]:
     """The packing's groups: each prompt once with its distinct responses, both in the order of their first mention."""
     groups: dict[int, dict[int, None]] = {}
