@@ -352,6 +352,10 @@ def together(run: RunTable) -> Iterator[Ranks]:
     if world == 1 or _here.world > 1 or "RANK" not in os.environ:
         yield _here
         return
+    if "MASTER_ADDR" not in os.environ and not dist.is_initialized():
+        raise HoldfastError(
+            f"WORLD_SIZE is {world} and RANK is set, but not MASTER_ADDR: start the processes with torchrun, or unset WORLD_SIZE"
+        )
     with _named_loss(int(os.environ["RANK"]), world):
         if run.device.startswith("cuda"):
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
