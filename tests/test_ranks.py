@@ -78,32 +78,40 @@ def train_toys(folder: Path, world: int, parallel: str | None, *runs: dict[str, 
 
 
 @given(
-    groups=st.lists(st.integers(0, 9), min_size=1, max_size=40),
+    said=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 50)), min_size=1, max_size=40),
     world=st.integers(1, 9),
+    even=st.booleans(),
 )
-def test_rows_are_divided_and_none_is_lost(groups, world):
-    group = np.array(groups)
+def test_rows_are_divided_and_none_is_lost(said, world, even):
+    group, work = np.array(said).T
+    work = np.ones_like(work) if even else work
     rows = np.arange(len(group)) * 7 + 3
-    shares = divide(rows, group, world)
+    shares = divide(rows, group, work, world)
     assert len(shares) == world
     assert sorted(np.concatenate(shares).tolist()) == rows.tolist()
-    ideal = len(rows) / world
-    assert max(map(len, shares)) <= 2 * ideal + 1
-    if len(set(groups)) == len(groups):
+    ideal = work.sum() / world
+    of_row = dict(zip(rows.tolist(), zip(group.tolist(), work.tolist(), strict=True), strict=True))
+    assert max(sum(of_row[r][1] for r in share.tolist()) for share in shares) <= 2 * ideal + work.max()
+    if even and len(set(group.tolist())) == len(group):
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    of_row = dict(zip(rows.tolist(), group.tolist(), strict=True))
-    for g in set(groups):
-        on = [i for i, share in enumerate(shares) if g in {of_row[r] for r in share.tolist()}]
-        assert len(on) == 1 or groups.count(g) > ideal, "a group no larger than a share stays whole"
-    assert [s.tolist() for s in divide(rows, group, world)] == [s.tolist() for s in shares]
+    for g in set(group.tolist()):
+        on = [i for i, share in enumerate(shares) if g in {of_row[r][0] for r in share.tolist()}]
+        assert len(on) == 1 or work[group == g].sum() > ideal - 1e-9, "a group smaller than a share stays whole"
+    assert [s.tolist() for s in divide(rows, group, work, world)] == [s.tolist() for s in shares]
 
 
 def test_a_division_by_hand():
     rows, group = np.array([10, 11, 12, 13, 14, 15]), np.array([5, 2, 5, 2, 8, 5])
     # In groups, by their first row: 10 12 15 | 11 13 | 14.
-    assert [s.tolist() for s in divide(rows, group, 2)] == [[10, 12, 15], [11, 13, 14]]
-    assert [s.tolist() for s in divide(rows, group, 3)] == [[10, 12, 15], [11, 13], [14]]
-    assert [s.tolist() for s in divide(rows[:1], group[:1], 3)] == [[], [10], []]
+    even, long_last = np.ones(6), np.array([1, 1, 1, 1, 20, 1])
+
+    def divided(work: np.ndarray, world: int, n: int = 6) -> list[list[int]]:
+        return [share.tolist() for share in divide(rows[:n], group[:n], work[:n], world)]
+
+    assert divided(even, 2) == [[10, 12, 15], [11, 13, 14]]
+    assert divided(even, 3) == [[10, 12, 15], [11, 13], [14]]
+    assert divided(even, 3, n=1) == [[], [10], []]
+    assert divided(long_last, 2) == [[10, 12, 15, 11, 13], [14]]
 
 
 def test_one_process_is_alone(monkeypatch):

@@ -116,7 +116,7 @@ class LanguageObjective:
 
     def _plan(self, rows: np.ndarray) -> Step:
         step = Step(rows, self._scale(rows))
-        shares, rank = self.ranks.shares(rows, self._prompts_of(rows)), self.ranks.rank
+        shares, rank = self.ranks.shares(rows, self._prompts_of(rows), lambda: self._work(rows)), self.ranks.rank
         if not self.ranks.sharded:  # then all ranks must make as many forwards, and each must know of the others
             shares, rank = shares[rank : rank + 1], 0
         plans = [self._micro_batches(s) if len(s) else [] for s in shares]
@@ -144,6 +144,16 @@ class LanguageObjective:
                 responses[of] = self.tokens.responses.lengths[of] + prompts[p]
             prompts = np.zeros_like(prompts)
         return within_tokens(rows, prompt, named, prompts, responses, self.micro_tokens)
+
+    def _work(self, rows: np.ndarray) -> np.ndarray:
+        """(B,) the tokens that each row brings to a step: its responses', and with the first row of a prompt the prompt's."""
+        _, first = np.unique(self._prompts_of(rows), return_index=True)
+        work = np.zeros(len(rows), dtype=np.int64)
+        work[first] = self.tokens.prompts.lengths[self._prompts_of(rows)[first]]
+        for i in range(len(rows)):
+            named = np.concatenate([f.mentions(f.examples(rows[i : i + 1]))[1] for f in self.fed])
+            work[i] += self.tokens.responses.lengths[np.unique(named)].sum()
+        return work
 
     def _prompts_of(self, rows: np.ndarray) -> np.ndarray:
         fed = self.fed

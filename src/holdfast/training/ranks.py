@@ -58,8 +58,8 @@ class Ranks:
         """What sets this rank's random numbers apart from the others', for `derive`."""
         return (self.rank,) if self.rank else ()
 
-    def shares(self, rows: np.ndarray, group: np.ndarray) -> list[np.ndarray]:
-        """Every rank's rows of a step; see `divide`."""
+    def shares(self, rows: np.ndarray, group: np.ndarray, work: Callable[[], np.ndarray]) -> list[np.ndarray]:
+        """Every rank's rows of a step; see `divide`. work: found where there is something to divide."""
         return [rows]
 
     def deal(self, parts: Sequence[T]) -> list[tuple[T, bool]]:
@@ -135,8 +135,8 @@ class Several(Ranks):
         self.rank, self.world, self.sharded, self._device = rank, world, sharded, torch.device(device)
         self._mine: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def shares(self, rows: np.ndarray, group: np.ndarray) -> list[np.ndarray]:
-        return divide(rows, group, self.world)
+    def shares(self, rows: np.ndarray, group: np.ndarray, work: Callable[[], np.ndarray]) -> list[np.ndarray]:
+        return divide(rows, group, work(), self.world)
 
     def first(self, do: Callable[[], T]) -> T:
         said: Any = None
@@ -314,22 +314,26 @@ def first_row(parameter: DTensor, rank: int) -> int:
     return min(rank * -(-rows // parameter.device_mesh.size()), rows)
 
 
-def divide(rows: np.ndarray, group: np.ndarray, world: int) -> list[np.ndarray]:
-    """A step's rows divided among `world` ranks: about as many to each, prompt groups whole where they are no larger than a share.
+def divide(rows: np.ndarray, group: np.ndarray, work: np.ndarray, world: int) -> list[np.ndarray]:
+    """A step's rows divided among `world` ranks: about as much work to each, prompt groups whole where they are no larger than a share.
 
-    rows, group: (B,) the step's rows and the group of each. Groups stay in the order of their first row. A pure function: every rank knows
-    every rank's rows. A rank may have none.
+    rows, group, work: (B,) the step's rows, the group of each, and how much there is to compute for it. Groups stay in the order of their first
+    row. A pure function: every rank knows every rank's rows. A rank may have none.
     """
     _, first, number = np.unique(group, return_index=True, return_inverse=True)
     order = np.lexsort((np.arange(len(rows)), first[number]))
-    borders = np.r_[0, np.cumsum(np.bincount(np.argsort(np.argsort(first))[number]))]
+    borders = np.cumsum(np.bincount(np.argsort(np.argsort(first))[number]))  # where groups end
+    done = np.r_[0, np.cumsum(work[order])]  # before each row
+    share = done[-1] / world
     cuts = [0]
     for k in range(1, world):
-        ideal = k * len(rows) / world
         ahead = borders[borders > cuts[-1]]
-        near = int(ahead[np.argmin(np.abs(ahead - ideal))]) if len(ahead) else len(rows)
-        # A group that reaches far beyond a share is cut: its prompt is then computed on two ranks.
-        cuts.append(max(cuts[-1], near if abs(near - ideal) <= len(rows) / world / 2 else round(ideal)))
+        near = int(ahead[np.argmin(np.abs(done[ahead] - k * share))]) if len(ahead) else len(rows)
+        if (
+            abs(done[near] - k * share) > share / 2
+        ):  # a group far beyond a share is cut: its prompt is then computed on two ranks
+            near = max(cuts[-1], int(np.argmin(np.abs(done - k * share))))
+        cuts.append(near)
     return [rows[order[a:b]] for a, b in zip(cuts, [*cuts[1:], len(rows)], strict=True)]
 
 
