@@ -276,6 +276,8 @@ class Several(Ranks):
             if isinstance(module, FSDPModule):
                 module._forward_pre_hooks.clear()
                 module._forward_hooks.clear()
+                for kept in [key for key in vars(module) if key.startswith("__composable_api")]:
+                    del module.__dict__[kept]  # what FSDP knows of it, which no copy of the model could have
                 module.__class__ = type(module).__mro__[2]  # what it was before it was divided
 
     def _from_first(self, said: bytes) -> bytes:
