@@ -314,7 +314,10 @@ def test_torchrun_trains_evaluates_scores_and_replays(tmp_path, small_world, par
     if device == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("two ranks over NCCL need two GPUs")
     said = f'parallel = "{parallel}"\ndevice = "{device}"'
-    recipe.write_text(RECIPE.format(folder=small_world, steps=6, parallel=said))
+    text = RECIPE.format(folder=small_world, steps=6, parallel=said)
+    if parallel == "sharded":  # whole again when it ends, to be merged
+        text += '[adapter]\nkind = "lora"\nr = 4\nmerge = true\n'
+    recipe.write_text(text)
     environment = {**os.environ, "HOLDFAST_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
     def holdfast(world: int, *words: str) -> dict[str, Any]:
@@ -325,6 +328,8 @@ def test_torchrun_trains_evaluates_scores_and_replays(tmp_path, small_world, par
         return json.loads(done.stdout)
 
     holdfast(2, "train", str(recipe), "-o", str(folder))
+    if parallel == "sharded":
+        assert (folder / "model" / "merged" / "model.safetensors").exists()
     two = json.loads((folder / "evaluations" / "held-out" / "metrics.json").read_bytes())["figures"]
     one = holdfast(1, "evaluate", str(folder))["metrics"]["figures"]
     assert_close(one, two)
