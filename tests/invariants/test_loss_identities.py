@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -438,3 +439,8 @@ def test_rpo_and_cpo_add_imitation_of_the_winner():
     bare = LOSSES["cpo"](LOGP_W, LOGP_L, n, lam=0.0)
     same(LOSSES["cpo"](LOGP_W, LOGP_L, n, lam=1.0) - bare, nll)
     same(LOSSES["cpo"](LOGP_W, LOGP_L, n, lam=1.0, nll="mean") - bare, nll / n)
+
+
+def test_every_loss_has_an_identity_here():
+    said = Path(__file__).read_text(encoding="utf-8")
+    assert not [name for name in LOSSES if f'LOSSES["{name}"]' not in said and f'"{name}"' not in said]
