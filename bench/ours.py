@@ -1,8 +1,9 @@
 """Holdfast as a worker of the speed bench: `holdfast.train`, stopped before every step until the conductor says go.
 
-    python bench/ours.py WORKLOAD [--apart] [--padded] ...
+    python bench/ours.py WORKLOAD [--apart] [--padded] [--bare] ...
 
---apart: every pair carries its own prompt and responses, as in a trainer of pairs; --padded: the plain padded path.
+--apart: every pair carries its own prompt and responses, as in a trainer of pairs; --padded: the plain padded path; --bare: no ledger, no
+fingerprints, no figures written and no determinism switches.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def main() -> None:
     parser.add_argument("workload")
     parser.add_argument("--apart", action="store_true")
     parser.add_argument("--padded", action="store_true")
+    parser.add_argument("--bare", action="store_true")
+    parser.add_argument("--micro-tokens", type=int)
     parser.add_argument("--threads", type=int, default=workloads.THREADS)
     args = parser.parse_args()
 
@@ -33,8 +36,12 @@ def main() -> None:
     said = workloads.recipe(workloads.WORKLOADS[args.workload], args.threads)
     if args.padded:
         said["model"]["compute"] = "padded"
+    if args.micro_tokens:
+        said["train"]["micro_tokens"] = args.micro_tokens
     if args.apart:
         _apart()
+    if args.bare:
+        _bare(args.threads)
     state: dict[str, Any] = {}
     take = Trainer.step
 
@@ -75,6 +82,26 @@ def _apart() -> None:
 
     objectives.by_prompt = pair_by_pair  # type: ignore[assignment]
     packing._join = unjoined  # type: ignore[assignment]
+
+
+def _bare(threads: int) -> None:
+    """The loop without what proves it: what that costs is measured against this."""
+    from contextlib import nullcontext
+
+    import torch
+
+    from holdfast.training import fit
+    from holdfast.training.ledger import Ledger
+
+    def nothing(self: Ledger, kind: str, **fields: Any) -> Any:
+        self.n += 1
+        return {"n": self.n, "kind": kind, "hash": "", **fields}
+
+    torch.set_num_threads(threads)
+    fit.deterministic = lambda run: nullcontext()  # type: ignore[assignment]
+    fit.fingerprint = lambda *said: ""  # type: ignore[assignment]
+    Ledger.append = nothing  # type: ignore[method-assign]
+    Ledger.sync = lambda self: None  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

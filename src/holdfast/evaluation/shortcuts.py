@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
 
 from holdfast.data.records import Content, Segment
 from holdfast.data.text import plain_text
 from holdfast.data.text import transcript as transcript
 
+# scikit-learn is imported where it is used: a run that trains should not wait for it.
 if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     from holdfast.data.dataset import Dataset
     from holdfast.data.views import Comparisons
 
@@ -72,6 +71,11 @@ class BagOfWords:
         dataset. The regularisation is chosen by log-loss in cross-validation grouped by prompt. Deterministic on one
         machine.
         """
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GroupKFold
+
         facts: dict[str, Any] = {"fitted": False, "comparisons": 0, "of": len(comparisons.row), "seed": seed}
         prompts, prompt_of = np.unique(comparisons.prompt, return_inverse=True)
         rank = np.random.default_rng(seed).permutation(len(prompts))
