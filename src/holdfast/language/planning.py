@@ -54,7 +54,8 @@ def within_tokens(
     pieces: list[tuple[int, list[int]]] = []  # (tokens, places in rows)
     for p, places in groups.items():
         held: set[int] = set()
-        size, piece = int(prompts[p]), []
+        piece: list[int] = []
+        size = int(prompts[p])
         for i in places:
             more = sum(int(responses[r]) for r in set(named[i]) - held)
             if piece and size + more > most:
