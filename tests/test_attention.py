@@ -10,6 +10,7 @@ from transformers.masking_utils import causal_mask_function, chunked_causal_mask
 from holdfast.language import attention
 from holdfast.language.attention import NAME, CannotPack, Masks, attending
 from holdfast.language.packing import pack
+from holdfast.language.policy import Policy
 from tiny_models import VOCABULARY, model, random_tokens
 
 
@@ -138,3 +139,34 @@ def test_without_a_plan_the_model_is_what_it_was(family):
         assert torch.equal(
             before.generate(ids, attention_mask=left, **asked), after.generate(ids, attention_mask=left, **asked)
         )
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "gpt2"])
+def test_one_call_of_flex_attention_is_the_buckets(family, monkeypatch):
+    """The block mask and the softcap of the GPU's way, computed here without a kernel: values and gradients."""
+    from torch.nn.attention import flex_attention as flex
+
+    monkeypatch.setattr(flex, "_validate_device", lambda *a: None)  # it trains on no CPU, but its written-out form does
+    changes = {} if family == "gpt2" else {"head_dim": 16}
+    policy = Policy(model(family, **changes), "packed")
+    packed = policy.batch(random_tokens(3, [7, 1, 12], [5, 9, 1, 4, 6]), [(0, [0, 1]), (1, [2]), (2, [3, 4])])
+
+    def found():
+        policy.model.zero_grad()
+        token_N = policy.logps(packed).token_N
+        token_N.sum().backward()
+        return token_N.detach(), {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}
+
+    buckets, their = found()
+    asked = []
+    monkeypatch.setattr(attention, "_by_flex", lambda *a: asked.append(a) or True)
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: flex.flex_attention)
+    at_once, ours = found()
+    assert asked
+    torch.testing.assert_close(at_once, buckets, atol=1e-5, rtol=0)
+    for name, gradient in their.items():
+        torch.testing.assert_close(ours[name], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_where_flex_attention_computes():
+    assert not attention._by_flex(torch.device("cpu"), None)

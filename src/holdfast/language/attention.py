@@ -4,7 +4,8 @@ A model switched to "holdfast_packed" asks two functions registered here: one wh
 a forward, and one in every layer. While a plan is active (`attending`), the first answers with the plan's masks instead
 of a tensor, one set per pattern the model asks for (full, sliding window, ...), built once and shared by its layers;
 they travel to the layers as the ordinary `attention_mask` argument, so they reach the attention function in every
-family, through adapters, and again when gradient checkpointing recomputes a layer. Without a plan both do what "sdpa"
+family, through adapters, and again when gradient checkpointing recomputes a layer. On a GPU that FlexAttention
+(2412.05496) supports, the masks are one block mask over the row instead and a layer makes one call. Without a plan both do what "sdpa"
 (or, with a softcap, "eager") does, so that such a model still generates and scores as usual.
 
     T tokens of the row; H heads, G key-value heads, D head size; S segments of a bucket, Q and K their padded queries
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,12 +42,13 @@ class CannotPack(HoldfastError):
 
 @dataclass(frozen=True)
 class Masks:
-    """A plan with one mask per bucket, (S, 1, Q, K) bool, or None for plain causal. What the layers see as
-    `attention_mask`.
+    """A plan with one mask per bucket, (S, 1, Q, K) bool, or None for plain causal; or with one block mask of
+    FlexAttention over the row. What the layers see as `attention_mask`.
     """
 
     plan: Plan
     masks: tuple[torch.Tensor | None, ...]
+    block: Any = None
 
 
 @contextmanager
@@ -79,6 +82,8 @@ def _mask(*args: Any, **kwargs: Any) -> Any:
         zero, one = plan.slot_T.new_zeros(()), plan.slot_T.new_ones(())
         if bool(allowed(zero, zero, zero, one)):
             raise CannotPack("the model attends to later tokens (bidirectional attention)")
+    if _by_flex(plan.slot_T.device, kwargs.get("config")):
+        return Masks(plan, (), _block_mask(plan, allowed))
     masks: list[torch.Tensor | None] = []
     for bucket in plan.buckets:
         q, k = bucket.q_position_SQ[:, None, :, None], bucket.k_position_SK[:, None, None, :]
@@ -126,6 +131,8 @@ def _attend(
         raise CannotPack(
             f"a layer attends from {q.shape[0]} to {k.shape[0]} tokens where the row has {plan.slot_T.shape[0]}"
         )
+    if attention_mask.block is not None:
+        return _flex(query, key, value, attention_mask.block, scaling, softcap).transpose(1, 2).contiguous(), None
     # One gather for all buckets (its backward is one index_add); the pieces are views.
     shapes = [(b.q_position_SQ.shape, b.k_position_SK.shape) for b in plan.buckets]
     q_parts = q.index_select(0, plan.q_index).split([s.numel() for s, _ in shapes])
@@ -150,6 +157,61 @@ def _attend(
             )
         out.append(o_SHQD.transpose(1, 2).reshape(-1, *o_SHQD.shape[1:2], o_SHQD.shape[-1]))
     return torch.cat(out).index_select(0, plan.slot_T)[None], None
+
+
+def _by_flex(device: torch.device, config: Any) -> bool:
+    """Whether one call of FlexAttention computes the row: on an NVIDIA GPU of at least the generation of the A100, for heads of 16 and more.
+    Depends on nothing else, so the same machine takes the same way.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return bool(size >= 16)
+
+
+def _block_mask(plan: Plan, allowed: Callable[..., torch.Tensor]) -> Any:
+    """A token sees its own segment and its prompt, as far as `allowed` says at logical positions."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    segment, prompt, position = plan.segment_T, plan.prompt_T, plan.position_T
+
+    def sees(batch: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        mine = (segment[k] == segment[q]) | (segment[k] == prompt[q])
+        return mine & allowed(batch, head, position[q], position[k])
+
+    return create_block_mask(sees, None, None, len(segment), len(segment), device=segment.device)
+
+
+@cache
+def _compiled_flex() -> Callable[..., torch.Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _flex(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block: Any,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """query (1, H, T, D), key and value (1, G, T, D) -> (1, H, T, D), in one call."""
+
+    def capped(score: torch.Tensor, *at: torch.Tensor) -> torch.Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    out = _compiled_flex()(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else capped,
+        block_mask=block,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out
 
 
 def _repeat(q_SHQD: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:

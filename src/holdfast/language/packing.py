@@ -107,10 +107,10 @@ class Bucket:
 @dataclass(frozen=True)
 class Plan:
     """How the row's attention is computed. Every layer reads it: gather queries, keys and values bucket by bucket,
-    attend, put back.
+    attend, put back. Or in one call with a mask, from what each token is.
 
     q_index, k_index: rows to gather, the buckets one after the other. slot_T: where in the buckets' output each token's
-    result lies.
+    result lies. segment_T, prompt_T: the first place of a token's segment and of its prompt; position_T: its logical position.
     """
 
     buckets: tuple[Bucket, ...]
@@ -118,15 +118,13 @@ class Plan:
     k_index: torch.Tensor
     slot_T: torch.Tensor
     longest: int
+    segment_T: torch.Tensor
+    prompt_T: torch.Tensor
+    position_T: torch.Tensor
 
     def to(self, device: torch.device | str) -> Plan:
-        return Plan(
-            tuple(b.to(device) for b in self.buckets),
-            self.q_index.to(device),
-            self.k_index.to(device),
-            self.slot_T.to(device),
-            self.longest,
-        )
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if hasattr(getattr(self, f.name), "to")}
+        return replace(self, buckets=tuple(b.to(device) for b in self.buckets), **moved)
 
 
 @dataclass(frozen=True)
@@ -270,8 +268,15 @@ def _plan(prompts: np.ndarray, responses: np.ndarray, n_tokens: int, longest: in
             mine = np.arange(n_q.max()) < n_q
             slot_T[(first + q)[mine]] = slots[mine]
             at += q.size
+    segment_T, prompt_T, position_T = (np.empty(n_tokens, dtype=np.int64) for _ in range(3))
+    for first, n, prefix, n_prefix in np.concatenate([prompts, responses]).tolist():
+        segment_T[first : first + n], prompt_T[first : first + n] = first, prefix
+        position_T[first : first + n] = np.arange(n_prefix, n_prefix + n)
     return Plan(
-        tuple(buckets), _tensor(np.concatenate(q_index)), _tensor(np.concatenate(k_index)), _tensor(slot_T), longest
+        tuple(buckets),
+        *map(_tensor, (np.concatenate(q_index), np.concatenate(k_index), slot_T)),
+        longest,
+        *map(_tensor, (segment_T, prompt_T, position_T)),
     )
 
 
