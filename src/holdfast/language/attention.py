@@ -199,8 +199,10 @@ def _flex(
 ) -> torch.Tensor:
     """query (1, H, T, D), key and value (1, G, T, D) -> (1, H, T, D), in one call."""
 
+    cap = softcap or 1.0
+
     def capped(score: torch.Tensor, *at: torch.Tensor) -> torch.Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     out = _compiled_flex()(
         query,

@@ -274,9 +274,13 @@ def _plan(prompts: np.ndarray, responses: np.ndarray, n_tokens: int, longest: in
         position_T[first : first + n] = np.arange(n_prefix, n_prefix + n)
     return Plan(
         tuple(buckets),
-        *map(_tensor, (np.concatenate(q_index), np.concatenate(k_index), slot_T)),
-        longest,
-        *map(_tensor, (segment_T, prompt_T, position_T)),
+        q_index=_tensor(np.concatenate(q_index)),
+        k_index=_tensor(np.concatenate(k_index)),
+        slot_T=_tensor(slot_T),
+        longest=longest,
+        segment_T=_tensor(segment_T),
+        prompt_T=_tensor(prompt_T),
+        position_T=_tensor(position_T),
     )
 
 
