@@ -79,6 +79,22 @@ def test_the_same_recipe_gives_the_same_bytes(place, tmp_path):
     assert other.weights_digest != again.weights_digest
 
 
+def test_layers_computed_again_give_the_same_bytes(place, tmp_path, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward, grads = LlamaMLP.forward, []
+    monkeypatch.setattr(
+        LlamaMLP, "forward", lambda self, x: grads.append(self.training and x.requires_grad) or forward(self, x)
+    )
+    counts = []
+    for name, more in (("kept", []), ("again", ["run.checkpointing=true"])):
+        grads.clear()
+        run = pipeline.train(recipe(place[0] / "data", *more), tmp_path / name, quiet=True)
+        assert run.weights_digest == place[1].weights_digest
+        counts.append(sum(grads))
+    assert counts[1] > counts[0] > 0
+
+
 def test_the_saved_model_is_an_ordinary_transformers_folder(place):
     from transformers import AutoModelForCausalLM
 

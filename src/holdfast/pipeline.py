@@ -230,6 +230,10 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
         )
     if adapter is not None:
         model = attach(model, adapter, seed=recipe.run.seed, fresh=fresh_weights(model))
+    if recipe.run.checkpointing:
+        # transformers' newer name first
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     objective = _objective(recipe, asked, model, tokenizer, tokens, final, base, dataset)
     rows = Rows(
         [dataset.row_id(i) for i in train_rows.tolist()], dataset.prompt_of[train_rows].astype(np.int64), train_rows

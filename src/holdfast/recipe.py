@@ -44,6 +44,10 @@ class RunTable(Table):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the weights in forward and backward; the optimiser learns in float32"
     )
+    checkpointing: bool | None = Field(
+        None,
+        description="layers are computed again in the backward instead of kept: less memory, about a third more time",
+    )
     parallel: Literal["replicated", "sharded"] | None = Field(
         None,
         description="several processes: each with all weights (default), or with its share of them (FSDP2)",
