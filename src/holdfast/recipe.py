@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from holdfast.errors import RecipeError
@@ -247,6 +246,8 @@ class Recipe(Table):
         return self
 
     def to_toml(self) -> str:
+        import tomli_w
+
         return tomli_w.dumps(_drop_none(self.model_dump(mode="json")))
 
     def digest(self) -> str:
