@@ -139,16 +139,16 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         apart = max(
             abs(a["loss"] - b["loss"]) / max(abs(b["loss"]), 1e-9) for a, b in zip(ours.rounds, c.rounds, strict=True)
         )
-        counted = c.rounds[-1]
+        last = c.rounds[-1]
         figures[c.name] = {
             "seconds": [r["seconds"] for r in c.rounds[1:-1]],
             "median": statistics.median(c.rounds[i]["seconds"] for i in timed),
             "times ours": {"median": statistics.median(ratio), "least": min(ratio), "most": max(ratio)},
-            "peak": counted["peak"],
-            "peak over ours": counted["peak"] / ours.rounds[-1]["peak"],
+            "peak": last["peak"],
+            "peak over ours": last["peak"] / ours.rounds[-1]["peak"],
             "tokens": [r["tokens"] for r in c.rounds],
             "tokens per step": statistics.mean(r["tokens"] for r in c.rounds),
-            "flops": counted["flops"],
+            "flops": last["flops"],
             "losses": [r["loss"] for r in c.rounds],
             "losses apart": apart,
             "same work": apart <= SAME,
