@@ -1,0 +1,1 @@
+"""Control: logged episodes, and in time what is learned from them."""
