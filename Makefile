@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.holdfast-ready
 
-.PHONY: help setup demo test check format docs bars clean
+.PHONY: help setup demo test check format docs bars bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,6 +34,14 @@ check: setup  ## format, lint, types, import contracts, fast tests: under a minu
 
 bars: setup  ## measure every bar of the project (about an hour)
 	$(BIN)/python bench/bars.py all
+
+bench: setup  ## side by side with TRL and datasets, ledger, start, two million pairs: docs/benchmarks.md (about an hour)
+	$(BIN)/python bench/speed.py
+	$(BIN)/python bench/ledger.py
+	$(BIN)/python bench/start.py
+	$(BIN)/python bench/freeze.py
+	$(BIN)/python bench/large.py
+	$(BIN)/python bench/page.py
 
 docs: setup  ## the pages made from the code
 	$(BIN)/python docs/make.py

@@ -1,8 +1,9 @@
 """Holdfast as a worker of the speed bench: `holdfast.train`, stopped before every step until the conductor says go.
 
-    python bench/ours.py WORKLOAD [--apart] [--padded] [--bare] ...
+    python bench/ours.py WORKLOAD [--apart] [--padded] [--lean] [--bare] ...
 
---apart: every pair carries its own prompt and responses, as in a trainer of pairs; --padded: the plain padded path; --bare: no ledger, no
+--apart: every pair carries its own prompt and responses, as in a trainer of pairs; --padded: the plain padded path; --lean: in
+little memory, a step cut into forwards of 512 tokens whose layers are computed again in the backward; --bare: no ledger, no
 fingerprints, no figures written and no determinism switches.
 """
 
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--apart", action="store_true")
     parser.add_argument("--padded", action="store_true")
     parser.add_argument("--bare", action="store_true")
-    parser.add_argument("--micro-tokens", type=int)
+    parser.add_argument("--lean", action="store_true")
     parser.add_argument("--threads", type=int, default=workloads.THREADS)
     args = parser.parse_args()
 
@@ -36,8 +37,8 @@ def main() -> None:
     said = workloads.recipe(workloads.WORKLOADS[args.workload], args.threads)
     if args.padded:
         said["model"]["compute"] = "padded"
-    if args.micro_tokens:
-        said["train"]["micro_tokens"] = args.micro_tokens
+    if args.lean:
+        said["train"]["micro_tokens"], said["run"]["checkpointing"] = 512, True
     if args.apart:
         _apart()
     if args.bare:

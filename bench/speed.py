@@ -95,6 +95,8 @@ def contenders(name: str) -> list[Contender]:
     trl = [str(peer("trl")), str(HERE / "peers" / "trl_worker.py"), str(steps), str(base), w.objective]
     trl += ["--threads", str(THREADS), "--lr", str(LR), "--beta", str(BETA), "--max-length", str(MAX_LENGTH)]
     found = [Contender("holdfast", ours), Contender("TRL, defaults", trl), Contender("TRL, best", [*trl, "--best"])]
+    if name == "hh":
+        found.insert(1, Contender("holdfast, in little memory", [*ours, "--lean"]))
     if w.per_prompt:
         found.insert(1, Contender("holdfast, pair by pair", [*ours, "--apart"]))
     return found
