@@ -484,6 +484,62 @@ def compare(
 
 
 @app.command()
+def inspect(
+    dataset: Annotated[Path, typer.Argument(help="A frozen dataset's folder.")],
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write inspect.json, with the rows behind every finding, here.")
+    ] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="A run's folder, or another with a split of the dataset: look for leaks.")
+    ] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="An evaluation set that it must not overlap; may be given again.")
+    ] = None,
+    target: Annotated[Path | None, typer.Option(help="Prompts that the model is meant for.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json or a model's folder, for lengths in tokens.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens at which training will cut prompt and response.")] = 2048,
+    only: Annotated[list[str] | None, typer.Option(help="A detector to run; may be given again.")] = None,
+    seed: Annotated[int, typer.Option(help="Of resamples, folds and samples.")] = 0,
+    json: Json = False,
+) -> None:
+    """What a dataset can and cannot teach: shortcuts, contradictions, noise, duplicates, leaks, coverage, agreement."""
+    from holdfast.data.dataset import open_dataset
+    from holdfast.data.inspect.finding import between
+    from holdfast.data.inspect.inspection import inspect_dataset
+
+    found = inspect_dataset(
+        open_dataset(dataset),
+        split=split,
+        against=against or (),
+        target=target,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        only=only or None,
+        seed=seed,
+        progress=None if json or not err.is_terminal else lambda name: err.print(f"looking at {name}", style="dim"),
+    )
+    file = found.save(output / "inspect.json") if output is not None else None
+    if json:
+        _say(True, found.as_json())
+        return
+    table = Table(title=f"{dataset}, {found.facts['judgements']:,} judgements", title_justify="left", show_lines=True)
+    for name in ("", "finding", "figure, 95 %", "what it means"):
+        table.add_column(name)
+    styles = {"serious": "bold red", "warning": "yellow", "note": "", "good": "green"}
+    for f in sorted(found.findings, key=lambda f: list(styles).index(f.severity)):
+        rows = f"\n{len(f.rows):,} rows" if len(f.rows) and f.alarmed else ""
+        mark = f"[{styles[f.severity]}]{f.severity}[/]" if styles[f.severity] else f.severity
+        table.add_row(mark, escape(f.name), between(f.figure, f.unit), escape(f.verdict) + rows)
+    out.print(table)
+    for name, why in found.skipped.items():
+        out.print(f"not looked at: {name}: {escape(why)}", style="dim")
+    if file is not None:
+        out.print(f"{escape(str(file))}", soft_wrap=True)
+
+
+@app.command()
 def report(run: RunFolder, json: Json = False) -> None:
     """One self-contained HTML page for a run."""
     from holdfast.report.page import write_report

@@ -1,0 +1,262 @@
+"""What the prompts cover, what they leave empty, and how far the prompts a model is meant for lie from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.stats import binom, poisson
+from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+
+from holdfast.data.inspect.finding import Finding, detector, share
+from holdfast.data.inspect.length import characters
+from holdfast.data.inspect.material import Material
+from holdfast.data.inspect.stats import Interval, Resamples
+
+TOPICS = 64
+MOST_PROMPTS = 20_000  # prompts that clusters are fitted on
+LENGTHS = ("short", "medium", "long")
+
+
+@dataclass(frozen=True)
+class Map:
+    """Prompts by topic. numbers: (n,) the prompts looked at; places: (n, d) unit vectors; cluster: (n,) and its names;
+    target, target_cluster: the same of the target prompts.
+    """
+
+    numbers: np.ndarray
+    places: np.ndarray
+    cluster: np.ndarray
+    names: list[str]
+    target: np.ndarray
+    target_cluster: np.ndarray
+
+
+def prompt_map(material: Material) -> Map | None:
+    """TF-IDF and a truncated SVD, then k-means, of the prompts and the target prompts together. None of fewer than 20."""
+
+    def make(m: Material) -> Map | None:
+        numbers = m.live_prompts
+        if len(numbers) > MOST_PROMPTS:
+            numbers = np.sort(np.random.default_rng(m.seed).permutation(numbers)[:MOST_PROMPTS])
+        texts = [text for _, batch in m.prompts.batches(numbers) for text in batch]
+        target = m.target.prompts[:MOST_PROMPTS] if m.target else []
+        if len(texts) < 20:
+            return None
+        vectoriser = TfidfVectorizer(
+            stop_words=list(ENGLISH_STOP_WORDS), sublinear_tf=True, max_features=20_000, dtype=np.float32,
+            min_df=2 if len(texts) > 100 else 1,
+        )  # fmt: skip
+        try:
+            words = csr_array(vectoriser.fit_transform([*texts, *target]))
+        except ValueError:
+            return None
+        n = min(TOPICS, min(words.shape) - 1)
+        if n < 2:
+            return None
+        placed = TruncatedSVD(n, n_iter=3, random_state=m.seed).fit_transform(words)
+        placed /= np.maximum(np.linalg.norm(placed, axis=1, keepdims=True), 1e-9)
+        k = int(np.clip(round(np.sqrt(len(texts) / 6)), 4, 24))
+        cluster = KMeans(k, n_init=3, random_state=m.seed).fit_predict(placed)
+        vocabulary = vectoriser.get_feature_names_out()
+        mean = np.asarray(words.mean(axis=0)).ravel()
+        names = []
+        for c in range(k):
+            mine = np.asarray(words[np.flatnonzero(cluster == c)].mean(axis=0)).ravel()
+            top = np.argsort(-(mine - mean), kind="stable")[:3]
+            names.append(", ".join(vocabulary[t] for t in top))
+        return Map(
+            numbers, placed[: len(texts)], cluster[: len(texts)], names, placed[len(texts) :], cluster[len(texts) :]
+        )
+
+    return material.compute("map", make)
+
+
+def _lengths(material: Material) -> tuple[np.ndarray, tuple[float, float]]:
+    """(P,) tercile of each prompt's length among those there are, and its two edges."""
+    size = material.prompts.derive(characters)
+    edges = np.quantile(size[material.live_prompts], [1 / 3, 2 / 3])
+    return np.searchsorted(edges, size, side="left"), (float(edges[0]), float(edges[1]))
+
+
+def prompt_categories(material: Material) -> np.ndarray:
+    """(P,) category code of each prompt, -1 where none was said."""
+    first = material.first_rows
+    return np.where(first >= 0, material.row_category[np.maximum(first, 0)], -1)
+
+
+@detector("coverage", "text")
+def coverage(material: Material) -> Iterator[Finding]:
+    live = material.live_prompts
+    if len(live) < 20:
+        return
+    tercile, edges = _lengths(material)
+    category = prompt_categories(material)
+    known = live[category[live] >= 0]
+    if len(np.unique(category[known])) > 1:
+        yield _cells(material, known, category, tercile, edges)
+    found = prompt_map(material)
+    if found is None:
+        return
+    spread = np.linalg.eigvalsh(found.places.T @ found.places / len(found.places))
+    spread = spread[spread > 1e-12] / spread.sum()
+    vendi = float(np.exp(-(spread * np.log(spread)).sum()))
+    sizes = np.bincount(found.cluster, minlength=len(found.names))
+    order = np.argsort(-sizes, kind="stable")
+    yield Finding(
+        name="coverage/diversity",
+        title="How many kinds of prompts",
+        definition=f"Vendi score of the prompts in {found.places.shape[1]} dimensions (TF-IDF, truncated SVD): the "
+        "effective number of unlike prompts, at most that many.",
+        source="Friedman and Dieng, 2210.02410",
+        figure=Interval(vendi),
+        unit="number",
+        expected=None,
+        alarm="none: compare it with another dataset's",
+        severity="note",
+        verdict=f"{len(live):,} prompts are about as varied as {vendi:.1f} that have nothing in common. The "
+        f"largest cluster is “{found.names[order[0]]}” with "
+        f"{share(float(sizes[order[0]] / sizes.sum()))}.",
+        facts={"clusters": [{"name": found.names[c], "prompts": int(sizes[c])} for c in order.tolist()]},
+    )
+
+
+def _cells(
+    material: Material, known: np.ndarray, category: np.ndarray, tercile: np.ndarray, edges: tuple[float, float]
+) -> Finding:
+    names = material.categories
+    counts = np.zeros((len(names), 3))
+    np.add.at(counts, (category[known], tercile[known]), 1.0)
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0, keepdims=True) / counts.sum()
+    judged = np.bincount(material.row_prompt[material.live], minlength=len(material.prompts))
+    weights = np.zeros((len(names), 3))
+    squares = np.zeros((len(names), 3))
+    np.add.at(weights, (category[known], tercile[known]), judged[known])
+    np.add.at(squares, (category[known], tercile[known]), judged[known].astype(float) ** 2)
+    # With many cells some are thin by chance: asked is a chance below one in a hundred over all cells together.
+    cells = int((expected >= 5).sum())
+    thin = (poisson.cdf(counts, expected) * max(cells, 1) < 0.01) & (counts < expected / 4)
+    empty = thin & (counts == 0)
+    listed = [
+        {
+            "category": names[c], "length": LENGTHS[t], "prompts": int(counts[c, t]), "expected": float(expected[c, t]),
+            "judgements": int(weights[c, t]), "effective": float(weights[c, t] ** 2 / max(squares[c, t], 1e-9)),
+        }
+        for c in range(len(names)) for t in range(3) if counts[c].sum() > 0
+    ]  # fmt: skip
+    named = [
+        f"{names[c]}, {LENGTHS[t]} prompts ({int(counts[c, t])} where {expected[c, t]:.0f} would be usual)"
+        for c, t in np.argwhere(thin)
+    ]
+    share_thin = float(expected[thin].sum() / counts.sum())
+    return Finding(
+        name="coverage/cells",
+        title="Cells that are empty or nearly so",
+        definition="Cells of category by length of the prompt (terciles) that hold less than a quarter of what "
+        "their category and length would give if they had nothing to do with each other, and that few "
+        "not by chance (Poisson, 1 % over all cells). The figure is the share of prompts expected there.",
+        figure=Interval(share_thin),
+        unit="share",
+        expected=0.0,
+        alarm="note: a thin cell; warning: an empty one; serious: empty cells in which 10 % of the prompts would be",
+        severity="serious"
+        if expected[empty].sum() / counts.sum() >= 0.1
+        else "warning"
+        if empty.any()
+        else "note"
+        if thin.any()
+        else "good",
+        verdict=f"{int(empty.sum())} of {cells} cells are empty and {int(thin.sum() - empty.sum())} thin: "
+        f"{'; '.join(named[:4])}{' and more' if len(named) > 4 else ''}."
+        if thin.any()
+        else f"None of {cells} cells of category by length is empty or thin.",
+        remedy="Collect there, or do not claim to have trained for it.",
+        facts={
+            "cells": listed,
+            "lengths": {"short": f"up to {edges[0]:.0f} characters", "medium": f"up to {edges[1]:.0f}", "long": "more"},
+        },
+    )
+
+
+@detector("target", "text", "target")
+def target(material: Material) -> Iterator[Finding]:
+    """Do the dataset's prompts cover those the model is meant for?"""
+    assert material.target is not None
+    found = prompt_map(material)
+    if found is None or len(found.target) < 10:
+        return
+    n, t = len(found.numbers), len(found.target)
+    tested: list[dict[str, Any]] = []
+    k = len(found.names)
+    have, want = np.bincount(found.cluster, minlength=k), np.bincount(found.target_cluster, minlength=k)
+    groups = [
+        ("cluster", name, int(h), int(w), found.target_cluster == c)
+        for c, (name, h, w) in enumerate(zip(found.names, have, want, strict=True))
+    ]
+    names = {c: i for i, c in enumerate(material.categories)}
+    said = list(material.target.categories[:t]) if material.target.categories else []
+    if said and names and set(said) & set(names):
+        counts = np.bincount(np.maximum(prompt_categories(material)[material.live_prompts], 0), minlength=len(names))
+        scale = n / len(material.live_prompts)
+        for name in sorted({c for c in said if c is not None}):
+            mine = np.array([c == name for c in said])
+            groups.append(
+                ("category", name, int(counts[names[name]] * scale) if name in names else 0, int(mine.sum()), mine)
+            )
+    empty = np.zeros(t, bool)
+    for kind, name, h, w, mine in groups:
+        # Given their sum, h is binomial if both come from the same mixture of prompts.
+        chance = float(binom.cdf(h, h + w, n / (n + t))) if h + w else 1.0
+        lacking = chance * len(groups) < 0.01 and h * t < 0.25 * w * n
+        tested.append({"kind": kind, "name": name, "prompts": h, "target prompts": w, "lacking": bool(lacking)})
+        if lacking:
+            empty |= mine
+    nearest = _nearest(found.target, found.places)
+    usual = _nearest(found.places, found.places, own=True)
+    far = nearest < np.quantile(usual, 0.05)
+    figure = Resamples(np.arange(t), times=material.times, seed=material.seed).ratio(empty.astype(float), np.ones(t))
+    lacking_names = [
+        f"{g['name']} ({g['prompts']} here, {g['target prompts']} of {t} in the target)" for g in tested if g["lacking"]
+    ]
+    listed = sorted(np.flatnonzero(empty | far).tolist(), key=lambda i: (not empty[i], nearest[i]))[:50]
+    yield Finding(
+        name="target/uncovered",
+        title="Target prompts that the data does not cover",
+        definition="Share of the target prompts in clusters (of target and dataset together) or categories of "
+        "which the dataset holds less than a quarter of what the target's share would give, and that "
+        "few not by chance (binomial, 1 % over all of them).",
+        figure=figure,
+        unit="share",
+        expected=0.0,
+        alarm="warning: any such cluster or category; serious: with 10 % of the target prompts",
+        severity="serious" if (figure.value or 0) >= 0.1 else "warning" if lacking_names else "good",
+        verdict=f"The dataset hardly covers {'; '.join(lacking_names[:5])}."
+        if lacking_names
+        else f"Every cluster of the target is covered; {share(float(far.mean()))} of its prompts lie further "
+        "from the data than 95 % of the data's own (5 % would be usual).",
+        remedy="Collect comparisons there; the uncovered prompts are listed.",
+        facts={
+            "groups": tested,
+            "further than 95 % of the data's own": float(far.mean()),
+            "uncovered prompts": [
+                {"prompt": material.target.prompts[i][:200], "similarity": float(nearest[i])} for i in listed
+            ],
+        },
+    )
+
+
+def _nearest(of: np.ndarray, among: np.ndarray, own: bool = False) -> np.ndarray:
+    """(n,) cosine similarity to the nearest other."""
+    out = np.empty(len(of))
+    for start in range(0, len(of), 1024):
+        similarity = of[start : start + 1024] @ among.T
+        if own:
+            mine = np.arange(len(similarity))
+            similarity[mine, start + mine] = -np.inf
+        out[start : start + len(similarity)] = similarity.max(axis=1)
+    return out

@@ -1,0 +1,281 @@
+"""Inspection: each detector finds its planted fault, with the rows, and is silent on the clean copy; statistics against oracles."""
+
+import json
+import random
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import orjson
+import pytest
+from scipy.optimize import minimize
+from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
+
+from holdfast.cli import app
+from holdfast.data.freeze import freeze_records
+from holdfast.data.inspect.inspection import inspect_dataset, read_inspection
+from holdfast.data.inspect.material import Texts
+from holdfast.data.inspect.near import SIMILAR, near, shingles
+from holdfast.data.inspect.stats import SignedAUC, davidson, dawid_skene, krippendorff
+from holdfast.data.records import Judgement
+from holdfast.data.splits import make_split
+from holdfast.errors import DataError
+from holdfast.recipe import SplitTable
+
+N = 400
+WORDS = [
+    a + b
+    for a in ("ka", "lo", "mi", "nu", "pe", "ro", "sa", "tu")
+    for b in ("bel", "dan", "fin", "gor", "hul", "jat", "kes", "lim")
+]
+
+
+@cache
+def clean() -> tuple[Judgement, ...]:
+    """Three annotators on each of N pairs. What is better does not hang on length, words, place or source."""
+    draw, said = random.Random(7), []
+    for n in range(N):
+        prompt = f"Question {n}: " + " ".join(draw.choices(WORDS, k=9)) + "?"
+        two = tuple(" ".join(draw.choices(WORDS, k=draw.randint(12, 18))) + "." for _ in range(2))
+        better = draw.random() < 0.5
+        for name in ("ann", "bob", "eve"):
+            right = better if draw.random() < 0.99 else not better
+            responses = two if right else two[::-1]
+            shown = (0, 1) if draw.random() < 0.5 else (1, 0)
+            said.append(
+                Judgement("pair", prompt, responses, annotator=name, category=("x", "y", "z")[n % 3], shown=shown)
+            )  # fmt: skip
+    return tuple(said)
+
+
+def look(folder, said, **more):
+    ds = freeze_records(said, folder / "data")
+    return ds, inspect_dataset(ds, times=100, **more)
+
+
+def names(ds, found, top=None):
+    """The ids of a finding's rows."""
+    return {ds.row_id(int(i)) for i in found.rows.number[:top]}
+
+
+def ids(ds, wanted):
+    """The ids of the judgements for which `wanted` says so, of (prompt, annotator, chosen, rejected)."""
+    prompts, responses = ds.prompt_contents(), ds.response_contents()
+    return {
+        ds.row_id(i)
+        for i, (p, who, rs) in enumerate(zip(ds.prompt_of, ds.column("annotator"), ds.responses_of, strict=True))
+        if wanted(prompts[p], who, *(responses[r] for r in rs))
+    }
+
+
+def test_no_alarm_where_nothing_is_wrong(tmp_path):
+    _, found = look(tmp_path, clean())
+    assert [f.name for f in found.alarms] == []
+    assert {"length/longer-wins", "noise/flipped", "agreement/alpha", "position/first-wins"} <= {
+        f.name for f in found.findings
+    }
+
+
+def test_the_longer_one_wins(tmp_path):
+    said = [
+        j if len(j.responses[0]) > len(j.responses[1]) or n % 3 else replace(j, responses=j.responses[::-1])
+        for n, j in enumerate(clean())
+    ]
+    ds, found = look(tmp_path, said, only=["length"])
+    wins = found["length/longer-wins"]
+    assert wins.alarmed and 0.6 < wins.figure.lo < wins.figure.value < wins.figure.hi < 0.75
+    assert names(ds, wins) == ids(ds, lambda p, who, a, b: len(a) > len(b))
+    assert {c.name for c in wins.cells["annotator"]} == {"ann", "bob", "eve"}
+
+
+def test_the_first_shown_wins(tmp_path):
+    draw = random.Random(1)
+    said = [replace(j, shown=(0, 1)) if draw.random() < 0.5 else j for j in clean()]
+    _ds, found = look(tmp_path, said, only=["position"])
+    assert found["position/first-wins"].alarmed and found["position/first-wins"].figure.value == pytest.approx(
+        0.75, abs=0.05
+    )
+
+
+def test_contradictions(tmp_path):
+    some = [replace(j, annotator=None) for j in clean()[::3]]
+    planted = [replace(j, responses=j.responses[::-1]) for j in some[:20]]
+    ds, found = look(tmp_path, [*some, *planted], only=["contradictions"])
+    exact = found["contradictions/exact"]
+    assert exact.alarmed
+    asked = {j.prompt for j in planted}
+    assert names(ds, exact) == ids(ds, lambda p, *_: p in asked)  # both sides of each, and no other
+
+
+def test_an_annotator_who_answers_at_random(tmp_path):
+    draw = random.Random(2)
+    said = [
+        replace(j, responses=j.responses[::-1]) if j.annotator == "eve" and draw.random() < 0.5 else j for j in clean()
+    ]
+    _, found = look(tmp_path, said, only=["agreement"])
+    one = found["agreement/annotators"]
+    assert one.alarmed and "eve" in one.verdict and "bob" not in one.verdict
+
+
+def test_flipped_labels_are_ranked_first(tmp_path):
+    """What is better can be learned from the words here; 10 % are turned round."""
+    draw, said, turned = random.Random(3), [], set()
+    for n, j in enumerate(clean()[::3]):
+        good, bad = j.responses[0] + " moreover thus", j.responses[1] + " perhaps maybe"
+        flip = draw.random() < 0.1
+        if flip:
+            turned.add(j.prompt)
+        said.append(replace(j, responses=(bad, good) if flip else (good, bad), annotator=f"a{n}"))
+    ds, found = look(tmp_path, said, only=["noise"])
+    flipped = found["noise/flipped"]
+    assert flipped.alarmed and flipped.figure.lo < len(turned) / len(said) < flipped.figure.hi
+    planted = ids(ds, lambda p, *_: p in turned)
+    top = names(ds, flipped, top=len(planted))
+    assert len(top & planted) / len(planted) > 0.9
+
+
+def test_near_duplicates_across_a_split(tmp_path):
+    some = [replace(j, annotator=None) for j in clean()[::3]]
+    copies = [
+        replace(
+            j, prompt=j.prompt.replace("Question", "A question"), responses=(f"{j.responses[0]} indeed", j.responses[1])
+        )
+        for j in some[:120]
+    ]
+    ds = freeze_records([*some, *copies], tmp_path / "data")
+    split = make_split(ds, SplitTable(validation=0.2, test=0.2))
+    split.save(tmp_path)
+    found = inspect_dataset(ds, split=tmp_path, only=["leakage", "duplicates"], times=50)
+    assert found["duplicates/prompts"].alarmed and found["leakage/split"].alarmed
+    part = {i: name for name, rows in split.parts.items() for i in rows.tolist()}
+    prompts = ds.prompt_contents()
+    by_text = {prompts[p].removeprefix("A question").removeprefix("Question"): [] for p in ds.prompt_of}
+    for i, p in enumerate(ds.prompt_of):
+        by_text[prompts[p].removeprefix("A question").removeprefix("Question")].append(i)
+    crossing = {
+        ds.row_id(i)
+        for two in by_text.values()
+        if len({part[i] == "train" for i in two}) > 1
+        for i in two
+        if part[i] != "train"
+    }
+    found_ids = names(ds, found["leakage/split"])
+    assert crossing and crossing <= found_ids | {ds.row_id(int(i)) for i in found["leakage/split"].rows.other}
+    clean_ds = freeze_records(some, tmp_path / "clean")
+    make_split(clean_ds, SplitTable(validation=0.2, test=0.2)).save(tmp_path / "clean-split")
+    assert not inspect_dataset(clean_ds, split=tmp_path / "clean-split", only=["leakage"], times=50).alarms
+
+
+def test_rows_of_an_evaluation_set(tmp_path):
+    held = [j.prompt for j in clean()[:150:3]]  # 50 prompts
+    other = [f"Nothing alike {n} " + " ".join(random.Random(n).choices(WORDS[::-1], k=12)) for n in range(100)]
+    for name, prompts in (("eval.jsonl", [*held, *other]), ("other.jsonl", other)):
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    ds, found = look(tmp_path, clean(), against=[tmp_path / "eval.jsonl", tmp_path / "other.jsonl"], only=["against"])
+    planted = ids(ds, lambda p, *_: p in held)
+    about = [f for f in found.findings if len(f.rows)]
+    assert (
+        found.alarms
+        and about
+        and {ds.prompt_of[int(i)] for f in about for i in f.rows.number}
+        == {ds.prompt_of[ds.find_row(i)] for i in planted}
+    )
+    assert not [f for f in found.alarms if "other.jsonl" in f.name]
+
+
+def test_the_same_inspection_is_the_same_bytes_and_a_changed_one_is_refused(tmp_path):
+    _, found = look(tmp_path, clean()[:300])
+    ds, again = look(tmp_path, clean()[:300])
+    assert found.save(tmp_path / "a.json").read_bytes() == again.save(tmp_path / "b.json").read_bytes()
+    assert read_inspection(tmp_path / "a.json")["digest"] == found.digest
+    said = orjson.loads((tmp_path / "a.json").read_bytes())
+    said["findings"][0]["value"] = 0.5
+    (tmp_path / "a.json").write_bytes(orjson.dumps(said))
+    with pytest.raises(DataError, match="was changed"):
+        read_inspection(tmp_path / "a.json")
+    with pytest.raises(DataError, match="no detector 'nosie'"):
+        inspect_dataset(ds, only=["nosie"])
+
+
+def test_the_command(tmp_path):
+    freeze_records(clean()[:120], tmp_path / "data")
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path / "data"), "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0 and "length/longer-wins" in done.output and "not looked at: leakage" in done.output
+    assert read_inspection(tmp_path / "out" / "inspect.json")["facts"]["judgements"] == 120
+
+
+# Statistics.
+
+
+def test_auc_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    margin, p, weight = (
+        rng.normal(size=80).round(1),
+        rng.choice([0.0, 0.25, 1.0], 80),
+        rng.integers(0, 4, 80).astype(float),
+    )
+    both = np.r_[margin, -margin]
+    oracle = roc_auc_score(
+        np.r_[np.ones(160), np.zeros(160)],
+        np.r_[both, both],
+        sample_weight=np.r_[weight * p, weight * (1 - p), weight * (1 - p), weight * p],
+    )
+    assert SignedAUC(margin, p)(weight) == pytest.approx(oracle, abs=1e-12)
+
+
+def test_alpha_of_krippendorffs_own_example():
+    """Krippendorff 2011, section E: four observers, twelve units, nominal alpha 0.743."""
+    rows = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
+    values, unit = zip(*[(int(c) - 1, u) for row in rows for u, c in enumerate(row) if c != "."], strict=True)
+    assert krippendorff(np.array(values), np.array(unit), 5) == pytest.approx(0.743, abs=0.0005)
+
+
+def test_strengths_with_ties_are_the_likelihoods_optimum():
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 4, 300), rng.integers(0, 4, 300)
+    a, b = a[a != b], b[a != b]
+    tie, p = rng.random(len(a)) < 0.2, (rng.random(len(a)) < 0.5 + 0.1 * np.sign(b - a)).astype(float)
+
+    def nll(x):
+        s = np.r_[x[:3], -x[:3].sum()]
+        d = s[a] - s[b]
+        z = np.log(np.exp(d / 2) + np.exp(-d / 2) + np.exp(x[3]))
+        return -np.where(tie, x[3], np.where(p == 1, d / 2, -d / 2)).sum() + z.sum()
+
+    best = minimize(nll, np.zeros(4), method="BFGS", options={"gtol": 1e-8})
+    found = davidson(a, b, p, tie, np.ones(len(a)), 4, ridge=1e-9)
+    assert found.strength == pytest.approx(np.r_[best.x[:3], -best.x[:3].sum()], abs=1e-3)
+    assert found.tie == pytest.approx(best.x[3], abs=1e-3)
+
+
+def test_error_rates_of_annotators_are_found():
+    rng = np.random.default_rng(2)
+    truth, right = rng.integers(0, 2, 1500), [0.95, 0.8, 0.6, 0.9]
+    item, who = np.repeat(np.arange(1500), 4), np.tile(np.arange(4), 1500)
+    value = np.where(rng.random(6000) < np.array(right)[who], truth[item], 1 - truth[item])
+    found = dawid_skene(item, who, value, 2)
+    assert [float(np.diag(c).mean()) for c in found.confusion] == pytest.approx(right, abs=0.03)
+    assert float((found.truth.argmax(1) == truth).mean()) > 0.95
+
+
+def test_near_duplicates_against_all_pairs():
+    draw = random.Random(4)
+    texts = [" ".join(draw.choices(WORDS, k=20)) for _ in range(60)]
+    for n in range(40):
+        words = texts[n].split()
+        for _ in range(draw.randint(0, 3)):
+            words[draw.randrange(20)] = draw.choice(WORDS)
+        texts.append(" ".join(words))
+    sets = [set(shingles(t).tolist()) for t in texts]
+    truth = {
+        (i, j): len(sets[i] & sets[j]) / len(sets[i] | sets[j])
+        for i in range(100)
+        for j in range(i)
+        if len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= SIMILAR
+    }
+    found = near(Texts.of(texts))
+    got = {(int(j), int(i)): float(s) for i, j, s in zip(found.one, found.other, found.similarity, strict=True)}
+    assert len(truth) > 10 and set(got) <= set(truth)
+    assert len(set(got) & set(truth)) >= 0.98 * len(truth)
+    assert all(got[k] == pytest.approx(truth[k]) for k in got)
