@@ -1,4 +1,4 @@
-"""Makes the pages that are written from the code: docs/cli.md, docs/recipe.md, docs/formulas.md, and the tables of docs/moving-from-trl.md. `make docs`;
+"""Makes the pages that are written from the code: docs/cli.md, docs/recipe.md, docs/formulas.md, docs/curation.md, and the tables of docs/moving-from-trl.md. `make docs`;
 a test checks they are fresh."""
 
 from __future__ import annotations
@@ -131,7 +131,43 @@ def moving() -> str:
     return head + "\n".join(lines)
 
 
-PAGES = {"cli.md": cli, "recipe.md": recipe, "moving-from-trl.md": moving}
+def curation() -> str:
+    import inspect
+
+    from holdfast.data.curate import COLUMNS, RULES
+
+    lines = [
+        "# Curation",
+        "",
+        "`holdfast curate DATASET --plan plan.toml -o NEW` applies a plan of rules, one after another, and freezes what is left as another dataset. The",
+        "parent is not changed. The new folder keeps `curation.json` (the parent's root, the plan, what each rule did) and `curated.jsonl`: for each",
+        "row that a rule touched its digest, the rule, what was done and why. The manifest has the digests of both. The same dataset and plan give the same root.",
+        "",
+        "```toml",
+        "[[rule]]",
+        'kind = "drop"',
+        'where = {annotator = "quick"}',
+        'why = "agrees with the others no more than chance"',
+        "",
+        "[[rule]]",
+        'kind = "deduplicate"',
+        'by = "prompt"',
+        "```",
+        "",
+        f'`where` names columns ({", ".join(f"`{c}`" for c in COLUMNS)}, `extra.NAME`) and a value or a list of values; `""` is nothing said. `rows` names a file',
+        "with a row's digest, or the first digits of it, on each line, as `inspect.json` lists them. Any rule may say `why`.",
+        "",
+        "| rule | keys | |",
+        "|---|---|---|",
+    ]
+    for name, rule in RULES.items():
+        keys = [p for p in inspect.signature(rule).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        said = ", ".join(f"`{k.name}`" + ("" if k.default in (k.empty, None) else f" (`{k.default!r}`)") for k in keys)
+        lines.append(f"| `{name}` | {said} | {' '.join((rule.__doc__ or '').split())} |")
+    return "\n".join([*lines, ""])
+
+
+PAGES = {"curation.md": curation, "cli.md": cli, "recipe.md": recipe, "moving-from-trl.md": moving}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

@@ -540,6 +540,32 @@ def inspect(
 
 
 @app.command()
+def curate(
+    dataset: Annotated[Path, typer.Argument(help="A frozen dataset's folder; it is not changed.")],
+    plan: Annotated[Path, typer.Option(help="A TOML file of rules: docs/curation.md.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="The folder of the new dataset.")],
+    json: Json = False,
+) -> None:
+    """Drop, relabel, deduplicate, balance, cap or decontaminate rows by a plan, into a new dataset that lists every one."""
+    from holdfast.data.curate import curate as run
+
+    made = run(dataset, plan, output)
+    said = [{"kind": s.rule["kind"], "rows": s.rows, "dropped": s.dropped, "changed": s.changed} for s in made.steps]
+    if json:
+        _say(True, {"root": made.root, "parent": made.parent, "rules": said, "rows": made.dataset.n_judgements})
+        return
+    table = Table()
+    for name in ("rule", "rows before", "dropped", "changed", "why"):
+        table.add_column(name, justify="left" if name in ("rule", "why") else "right")
+    for s in made.steps:
+        why = escape(str(s.rule.get("why", "")))
+        table.add_row(s.rule["kind"], f"{s.rows:,}", f"{s.dropped:,}", f"{s.changed:,}", why)
+    out.print(table)
+    out.print(f"{escape(str(output))}  {made.dataset.n_judgements:,} rows  root {made.root}", soft_wrap=True)
+    out.print(f"  every row that a rule touched: {escape(str(output / 'curated.jsonl'))}", soft_wrap=True)
+
+
+@app.command()
 def report(run: RunFolder, json: Json = False) -> None:
     """One self-contained HTML page for a run."""
     from holdfast.report.page import write_report

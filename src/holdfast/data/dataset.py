@@ -65,6 +65,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     "origins": pa.schema([_must("file", pa.int32()), _must("row", pa.int64())]),
 }
+TRAIL = ("curation.json", "curated.jsonl")  # of a dataset that `holdfast curate` made
 CONTENT = ("prompts", "responses", "judgements")  # the tables that the root commits to
 
 
@@ -413,7 +414,9 @@ def _check_manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Problem]]
                 Problem("the manifest's bytes have changed", where, "other spacing", "the bytes freeze wrote")
             ]
         files = {name for name, said in _files(manifest) if len(said["sha256"]) == 64}
-        if files != (known := {*(f"{name}.parquet" for name in SCHEMAS), "rejects.jsonl"}):
+        # A dataset that a plan made keeps the plan and its trail as well.
+        known = {*(f"{name}.parquet" for name in SCHEMAS), "rejects.jsonl"}
+        if files not in (known, known | set(TRAIL)):
             return None, [Problem("the manifest lists other files", where, str(sorted(files)), str(sorted(known)))]
         if (root := dataset_root(manifest["kind"], manifest["tables"])) != manifest["root"]:
             return None, [Problem("the tables' roots do not give the dataset's root", where, root, manifest["root"])]

@@ -165,16 +165,16 @@ class _Work:
             responses = stack.enter_context(_Texts(ds, "responses", self.folder))
             said = _judgements(ds, wanted, prompts, responses)
             if self.form.gather is None:
-                for row, _, j in said:
-                    self._alone(row, j)
+                for i, _, j in said:
+                    self._alone(ds.row_id(i), j)
                 return
             held: list[tuple[str, Judgement]] = []
             of = -1
-            for row, prompt, j in said:
+            for i, prompt, j in said:
                 if prompt != of:
                     self._together(held)
                     held, of = [], prompt
-                held.append((row, j))
+                held.append((ds.row_id(i), j))
             self._together(held)
 
     def _together(self, held: list[tuple[str, Judgement]]) -> None:
@@ -330,10 +330,20 @@ class _Texts:
         return parse_content(os.pread(self._file.fileno(), int(self._ends[i]) - start, start), self.kind)
 
 
+def records(ds: Dataset, rows: np.ndarray) -> Iterator[tuple[int, Judgement]]:
+    """The judgements of these rows as records, with their numbers, prompt by prompt; memory does not grow with their texts."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        prompts = stack.enter_context(_Texts(ds, "prompts", folder))
+        responses = stack.enter_context(_Texts(ds, "responses", folder))
+        for i, _, judgement in _judgements(ds, check_rows_exist(ds, rows), prompts, responses):
+            yield i, judgement
+
+
 def _judgements(
     ds: Dataset, wanted: np.ndarray, prompts: _Texts, responses: _Texts
-) -> Iterator[tuple[str, int, Judgement]]:
-    """(row id, prompt, judgement), prompt by prompt."""
+) -> Iterator[tuple[int, int, Judgement]]:
+    """(number, prompt, judgement), prompt by prompt."""
     order = wanted[np.argsort(ds.prompt_of[wanted], kind="stable")]
     table = ds.judgements.drop_columns(["prompt", "responses"])
     held, prompt = -1, None
@@ -344,7 +354,7 @@ def _judgements(
             if p != held:
                 held, prompt = p, prompts[p]
             yield (
-                row["id"].hex(),
+                i,
                 p,
                 Judgement(
                     row["kind"],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -184,9 +184,15 @@ def freeze(
     return Frozen(dataset, dataset.root, accepted, len(rejects), rejects)
 
 
-def freeze_records(records: Iterable[Judgement | tuple[Judgement, str, int]], out: str | Path) -> Dataset:
+def freeze_records(
+    records: Iterable[Judgement | tuple[Judgement, str, int]],
+    out: str | Path,
+    *,
+    beside: Callable[[], Mapping[str, bytes]] | None = None,
+) -> Dataset:
     """Freeze judgements made in Python, each alone or as (judgement, name of where it came from, row there).
 
+    beside: files that are to lie in the dataset's folder, asked for when the records are through; the manifest has their digests.
     The first that cannot be frozen is a DataError naming it.
     """
     with _Freezer(Path(out)) as work:
@@ -197,6 +203,9 @@ def freeze_records(records: Iterable[Judgement | tuple[Judgement, str, int]], ou
                 work.add((judgement,), name, row)
             except Reject as problem:
                 raise DataError(f"record {n}: {problem}") from None
+        for file, content in (beside() if beside is not None else {}).items():
+            (work.folder / file).write_bytes(content)
+            work.beside.append(file)
         return work.finish({})
 
 
@@ -301,6 +310,7 @@ class _Freezer:
             raise DataError(f"this process is freezing into {out} already") from None
         except OSError as problem:
             raise DataError(f"cannot write beside {out}: {problem.strerror}") from None
+        self.beside: list[str] = []
         self.files: dict[str, int] = {}
         self.file_rows: list[int] = []
         self.segments: bool | None = None
@@ -445,7 +455,8 @@ class _Freezer:
         tables["judgements"] = {"rows": tree.size, "root": tree.root().hex(), **writer.close()}
         beside = {"origins.parquet": origins.close()}
         shutil.rmtree(self.folder / "runs")
-        beside["rejects.jsonl"] = _written(self.folder / "rejects.jsonl")
+        for file in ("rejects.jsonl", *self.beside):
+            beside[file] = _written(self.folder / file)
         root = dataset_root(kind, tables)
         files = [{"name": n, "rows": self.file_rows[i], "sha256": inputs.get(n)} for n, i in self.files.items()]
         manifest = {
