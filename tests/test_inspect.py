@@ -14,13 +14,14 @@ from typer.testing import CliRunner
 
 from holdfast.cli import app
 from holdfast.data.freeze import freeze_records
+from holdfast.data.inspect.budget import read_budget
 from holdfast.data.inspect.inspection import inspect_dataset, read_inspection
 from holdfast.data.inspect.material import Texts
 from holdfast.data.inspect.near import SIMILAR, near, shingles
 from holdfast.data.inspect.stats import SignedAUC, davidson, dawid_skene, krippendorff
 from holdfast.data.records import Judgement
 from holdfast.data.splits import make_split
-from holdfast.errors import DataError
+from holdfast.errors import DataError, RecipeError
 from holdfast.recipe import SplitTable
 
 N = 400
@@ -203,6 +204,51 @@ def test_the_command(tmp_path):
     done = CliRunner().invoke(app, ["inspect", str(tmp_path / "data"), "-o", str(tmp_path / "out")])
     assert done.exit_code == 0 and "length/longer-wins" in done.output and "not looked at: leakage" in done.output
     assert read_inspection(tmp_path / "out" / "inspect.json")["facts"]["judgements"] == 120
+
+
+def test_a_budget_is_a_gate(tmp_path):
+    said = [
+        j if len(j.responses[0]) > len(j.responses[1]) or n % 3 else replace(j, responses=j.responses[::-1])
+        for n, j in enumerate(clean())
+    ]
+    freeze_records(said, tmp_path / "biased")
+    freeze_records(clean(), tmp_path / "clean")
+    (tmp_path / "budget.toml").write_text(
+        """
+        [limits."length/longer-wins"]
+        at_most = 0.6
+        [limits."contradictions/*"]
+        severity = "note"
+        [limits."agreement/alpha"]
+        at_least = 0.5
+        """
+    )
+
+    def check(name, *more):
+        return CliRunner().invoke(
+            app, ["check", str(tmp_path / name), "--budget", str(tmp_path / "budget.toml"), *more]
+        )
+
+    assert check("clean").exit_code == 0 and "3 limits, all hold" in check("clean").output
+    done = check("biased", "--json", "--sarif", str(tmp_path / "out.sarif"))
+    over = json.loads(done.output)["exceeded"]
+    assert done.exit_code == 1 and "length/longer-wins" in [e["finding"] for e in over]
+    log = json.loads((tmp_path / "out.sarif").read_text())
+    results = log["runs"][0]["results"]
+    assert log["version"] == "2.1.0" and len(results) == len(over)
+    assert {r["ruleId"] for r in results} == {r["id"] for r in log["runs"][0]["tool"]["driver"]["rules"]}
+    (tmp_path / "budget.toml").write_text('[limits."leakage/split"]\nat_most = 0.0\n')
+    done = check("clean")
+    assert done.exit_code == 1 and "not measured: no split was given" in done.output
+    for text, words in (
+        ("", "has no limits"),
+        ("[limits.x]\nat_mots = 1", "did you mean 'at_most'"),
+        ('[limits.x]\nseverity = "bad"', "should be one of"),
+        ('[limits.x]\nat_most = "a"', "should be a number"),
+    ):
+        (tmp_path / "budget.toml").write_text(text)
+        with pytest.raises(RecipeError, match=words):
+            read_budget(tmp_path / "budget.toml")
 
 
 # Statistics.

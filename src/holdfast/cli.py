@@ -540,6 +540,44 @@ def inspect(
 
 
 @app.command()
+def check(
+    dataset: Annotated[Path, typer.Argument(help="A frozen dataset's folder.")],
+    budget: Annotated[Path, typer.Option(help="A TOML file of limits on what inspection may find.")],
+    split: Annotated[Path | None, typer.Option(help="A folder with a split of the dataset.")] = None,
+    against: Annotated[list[Path] | None, typer.Option(help="An evaluation set; may be given again.")] = None,
+    sarif: Annotated[Path | None, typer.Option(help="Write a SARIF 2.1.0 file, too.")] = None,
+    json: Json = False,
+) -> None:
+    """Whether a dataset is within a budget of bias, leaks and contradictions: exit status 1 where it is not."""
+    from importlib.metadata import version
+
+    from holdfast.data.dataset import open_dataset
+    from holdfast.data.inspect.budget import exceeded, read_budget
+    from holdfast.data.inspect.budget import sarif as as_sarif
+    from holdfast.data.inspect.inspection import inspect_dataset
+
+    limits = read_budget(budget)
+    found = inspect_dataset(open_dataset(dataset), split=split, against=against or ())
+    over = exceeded(found, limits)
+    if sarif is not None:
+        log = as_sarif(dataset.as_posix(), found, over, version("holdfast"))
+        sarif.write_bytes(orjson.dumps(log, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    if json:
+        listed = [
+            {"limit": e.limit, "asked": e.asked, "finding": e.finding and e.finding.name, "why": e.why} for e in over
+        ]
+        _say(True, {"ok": not over, "root": found.root, "inspection": found.digest, "exceeded": listed})
+    else:
+        for e in over:
+            out.print(f"[red]over[/]  {escape(str(e))}", soft_wrap=True)
+        out.print(
+            f"{escape(str(dataset))}: {len(limits)} limits, {'all hold' if not over else f'{len(over)} findings over'}"
+        )
+    if over:
+        raise typer.Exit(1)
+
+
+@app.command()
 def curate(
     dataset: Annotated[Path, typer.Argument(help="A frozen dataset's folder; it is not changed.")],
     plan: Annotated[Path, typer.Option(help="A TOML file of rules: docs/curation.md.")],
