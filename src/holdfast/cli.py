@@ -570,9 +570,8 @@ def check(
     else:
         for e in over:
             out.print(f"[red]over[/]  {escape(str(e))}", soft_wrap=True)
-        out.print(
-            f"{escape(str(dataset))}: {len(limits)} limits, {'all hold' if not over else f'{len(over)} findings over'}"
-        )
+        said = "all hold" if not over else f"{len(over)} findings over"
+        out.print(f"{escape(str(dataset))}: {len(limits)} limits, {said}", soft_wrap=True)
     if over:
         raise typer.Exit(1)
 
