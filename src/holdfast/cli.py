@@ -540,6 +540,45 @@ def inspect(
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A frozen dataset's folder.")],
+    b: Annotated[Path, typer.Argument(help="Another.")],
+    json: Json = False,
+) -> None:
+    """Two datasets side by side: rows, strata, biases, agreement."""
+    from holdfast.data.dataset import open_dataset
+    from holdfast.data.diff import diff as run
+    from holdfast.data.diff import moved
+
+    found = run(open_dataset(a), open_dataset(b))
+    if json:
+        _say(True, found.as_json())
+        return
+
+    def shown(x: tuple[float | None, ...] | None) -> str:
+        if x is None or x[0] is None:
+            return "-"
+        return f"{x[0]:.3f}" + (f" [{x[1]:.3f}, {x[2]:.3f}]" if x[1] is not None and x[2] is not None else "")
+
+    table = Table()
+    for name in ("", "in both", f"only in {a}", f"only in {b}"):
+        table.add_column(escape(name), justify="left" if not name else "right")
+    for name, n in (("judgements", found.rows), ("prompts", found.prompts), ("responses", found.responses)):
+        table.add_row(name, *(f"{n[k]:,}" for k in ("both", "only a", "only b")))
+    out.print(table)
+    table = Table()
+    for name in ("", str(a), str(b)):
+        table.add_column(escape(name), justify="left" if not name else "right")
+    for column, values in found.strata.items():
+        for value, (in_a, in_b) in sorted(values.items(), key=lambda x: (-max(x[1]), x[0]))[:12]:
+            table.add_row(f"{column} {escape(value) or '(nothing said)'}", f"{in_a:,}", f"{in_b:,}")
+        table.add_section()
+    for name, (x, y) in found.findings.items():
+        table.add_row(escape(name) + ("  [yellow]moved[/]" if moved(x, y) else ""), shown(x), shown(y))
+    out.print(table)
+
+
+@app.command()
 def check(
     dataset: Annotated[Path, typer.Argument(help="A frozen dataset's folder.")],
     budget: Annotated[Path, typer.Option(help="A TOML file of limits on what inspection may find.")],
