@@ -20,6 +20,9 @@ _WHERE = {
     "export": "holdfast.data.export",
     "open_dataset": "holdfast.data.dataset",
     "make_split": "holdfast.data.splits",
+    "inspect_dataset": "holdfast.data.inspect.inspection",
+    "curate": "holdfast.data.curate",
+    "diff": "holdfast.data.diff",
     "Judgement": "holdfast.data.records",
     "load_recipe": "holdfast.recipe",
     "train": "holdfast.pipeline",
@@ -33,10 +36,13 @@ _WHERE = {
 __all__ = [
     "HoldfastError",
     "Judgement",
+    "curate",
+    "diff",
     "evaluate",
     "export",
     "freeze",
     "freeze_records",
+    "inspect_dataset",
     "load_recipe",
     "make_split",
     "open_dataset",
@@ -48,9 +54,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from holdfast.data.curate import curate
     from holdfast.data.dataset import open_dataset
+    from holdfast.data.diff import diff
     from holdfast.data.export import export
     from holdfast.data.freeze import freeze, freeze_records
+    from holdfast.data.inspect.inspection import inspect_dataset
     from holdfast.data.records import Judgement
     from holdfast.data.splits import make_split
     from holdfast.errors import HoldfastError
