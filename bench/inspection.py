@@ -245,7 +245,7 @@ def page(found: dict[str, Any]) -> str:
         "`holdfast inspect DATASET [-o FOLDER] [--split RUN] [--against FILE] [--target FILE] [--tokenizer FOLDER]` runs every detector",
         "that has something to look at. Each finding is one statistic with its definition, a 95 % interval (bootstrap over prompts), what it",
         "would be if nothing were wrong, a verdict, a remedy, the same figure per category, annotator and source, and the rows behind it, the",
-        "worst first, in `inspect.json`. `holdfast check` makes a gate of it; `holdfast curate` [acts on it](curation.md).",
+        "worst first, in `inspect.json` and on a page, `inspect.html`. `holdfast check` makes a gate of it; `holdfast curate` [acts on it](curation.md).",
         "",
         "## What the three real sets teach",
         "",

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -23,6 +24,7 @@ from holdfast.data.records import Judgement
 from holdfast.data.splits import make_split
 from holdfast.errors import DataError, RecipeError
 from holdfast.recipe import SplitTable
+from holdfast.report.inspection import write_inspection
 
 N = 400
 WORDS = [
@@ -204,6 +206,22 @@ def test_the_command(tmp_path):
     done = CliRunner().invoke(app, ["inspect", str(tmp_path / "data"), "-o", str(tmp_path / "out")])
     assert done.exit_code == 0 and "length/longer-wins" in done.output and "not looked at: leakage" in done.output
     assert read_inspection(tmp_path / "out" / "inspect.json")["facts"]["judgements"] == 120
+
+
+def test_the_page_shows_what_alarms_and_loads_nothing(tmp_path):
+    said = [
+        j if len(j.responses[0]) > len(j.responses[1]) or n % 3 else replace(j, responses=j.responses[::-1])
+        for n, j in enumerate(clean()[:600])
+    ]
+    said[0] = replace(said[0], responses=("<script>alert(1)</script> <system>" + "x " * 40, "short"))
+    ds = freeze_records(said, tmp_path / "data")
+    found = inspect_dataset(ds, times=50)
+    pages = [write_inspection(found, ds, tmp_path / name).read_bytes() for name in ("a", "b")]
+    page = pages[0].decode()
+    assert pages[0] == pages[1] and "The longer response is preferred" in page and found.digest in page
+    assert page.count("<script>") == 1 and "&lt;script&gt;alert(1)" in page
+    assert not re.search(r"(src|href)=[\"'](?!#)", page)
+    assert all(f.title in page for f in found.findings)
 
 
 def test_a_budget_is_a_gate(tmp_path):

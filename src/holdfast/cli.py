@@ -487,7 +487,8 @@ def compare(
 def inspect(
     dataset: Annotated[Path, typer.Argument(help="A frozen dataset's folder.")],
     output: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write inspect.json, with the rows behind every finding, here.")
+        Path | None,
+        typer.Option("--out", "-o", help="Write inspect.html, and inspect.json with the rows behind findings, here."),
     ] = None,
     split: Annotated[
         Path | None, typer.Option(help="A run's folder, or another with a split of the dataset: look for leaks.")
@@ -509,8 +510,9 @@ def inspect(
     from holdfast.data.inspect.finding import between
     from holdfast.data.inspect.inspection import inspect_dataset
 
+    ds = open_dataset(dataset)
     found = inspect_dataset(
-        open_dataset(dataset),
+        ds,
         split=split,
         against=against or (),
         target=target,
@@ -520,7 +522,11 @@ def inspect(
         seed=seed,
         progress=None if json or not err.is_terminal else lambda name: err.print(f"looking at {name}", style="dim"),
     )
-    file = found.save(output / "inspect.json") if output is not None else None
+    if output is not None:
+        from holdfast.report.inspection import write_inspection
+
+        found.save(output / "inspect.json")
+        write_inspection(found, ds, output)
     if json:
         _say(True, found.as_json())
         return
@@ -535,8 +541,8 @@ def inspect(
     out.print(table)
     for name, why in found.skipped.items():
         out.print(f"not looked at: {name}: {escape(why)}", style="dim")
-    if file is not None:
-        out.print(f"{escape(str(file))}", soft_wrap=True)
+    if output is not None:
+        out.print(f"{escape(str(output / 'inspect.html'))}", soft_wrap=True)
 
 
 @app.command()
