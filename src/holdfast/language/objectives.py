@@ -353,7 +353,7 @@ class LanguageObjective:
         if not self.reference.is_start:
             unchecked = "log-ratios not checked: the reference is another model than the one training starts from"
             return {**facts, "reference": {**self.reference.facts(), "step 0": unchecked}}
-        some = self.rows[np.linspace(0, len(self.rows) - 1, min(16, len(self.rows)), dtype=int)]
+        some = self.rows[np.linspace(0, len(self.rows) - 1, min(8, len(self.rows)), dtype=int)]
         worst = 0.0
         with self.scorer.quietly():
             for batch in self._plan(some).batches:

@@ -325,7 +325,7 @@ def tokens_key(
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what decides a tokenizer's ids: the same after saving and loading, and after any call of it."""
     if getattr(tokenizer, "is_fast", False):
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state = orjson.loads(tokenizer.backend_tokenizer.to_str())
         state["truncation"] = state["padding"] = None  # these remember the last call
     else:
         state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
