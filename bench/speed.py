@@ -156,14 +156,22 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
             "same work": apart <= SAME,
             "ready": c.ready["ready"],
         }  # fmt: skip
-    shares = [
-        counted.rounds[i]["flops"] / ours.rounds[i]["seconds"] / (rate.rounds[i]["flops"] / rate.rounds[i]["seconds"])
-        for i in range(1, rounds + 1)
-    ]
+    timed = range(1, rounds + 1)
+    reached = [counted.rounds[i]["flops"] / ours.rounds[i]["seconds"] for i in timed]
+    shares = {
+        by: [r / (rate.rounds[i]["flops"] / rate.rounds[i][by]) for i, r in zip(timed, reached, strict=True)]
+        for by in ("seconds", "plain")
+    }
+
+    def spread(x: list[float]) -> dict[str, float]:
+        return {"median": statistics.median(x), "least": min(x), "most": max(x)}
+
     return {
         "workload": name,
-        "share of the products' rate": {"median": statistics.median(shares), "least": min(shares), "most": max(shares)},
+        "share of the products' rate": spread(shares["seconds"]),
+        "share of the plain products' rate": spread(shares["plain"]),
         "products, GFLOP/s": statistics.median(r["flops"] / r["seconds"] for r in rate.rounds[1:]) / 1e9,
+        "plain products, GFLOP/s": statistics.median(r["flops"] / r["plain"] for r in rate.rounds[1:]) / 1e9,
         "says": WORKLOADS[name].says,
         "rounds": rounds,
         "machine": machine(),

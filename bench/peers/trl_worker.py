@@ -47,6 +47,18 @@ def main() -> None:
 
     began = time.perf_counter()
     steps = json.loads(Path(args.steps).read_text())
+    if (
+        args.objective == "kto"
+    ):  # a pair is one good and one bad row, and the KL is estimated from the next pair's responses
+        for step in steps:
+            halves = [
+                (r["prompt_ids"], r[f"{side}_ids"], side == "chosen") for r in step for side in ("chosen", "rejected")
+            ]
+            others = halves[2:] + halves[:2]
+            step[:] = [
+                {"prompt_ids": p, "completion_ids": c, "KL_completion_ids": other, "label": label}
+                for (p, c, label), (_, other, _) in zip(halves, others, strict=True)
+            ]
     rows = [row for step in steps for row in step]
     batch = len(steps[0])
     tokenizer = AutoTokenizer.from_pretrained(args.base)
