@@ -151,7 +151,7 @@ def validity(material: Material) -> Iterator[Finding]:
         yield _between_sides(
             material,
             "refusal",
-            "refuses",
+            "refuse",
             "Refusals",
             "validity/refusals",
             "holds a refusal in its first 400 characters",
@@ -159,7 +159,7 @@ def validity(material: Material) -> Iterator[Finding]:
         yield _between_sides(
             material,
             "cut off",
-            "stops in mid-sentence",
+            "stop in mid-sentence",
             "Responses cut off",
             "validity/cut-off",
             "is longer than 200 characters and ends in no mark or digit",
@@ -168,7 +168,7 @@ def validity(material: Material) -> Iterator[Finding]:
     yield _scripts(material)
 
 
-def _between_sides(material: Material, column: str, does: str, title: str, name: str, what: str) -> Finding:
+def _between_sides(material: Material, column: str, do: str, title: str, name: str, what: str) -> Finding:
     """Where one side has it and the other has not: which is preferred?"""
     has = material.responses.derive(flags)[:, KINDS.index(column)]
     a, b = has[material.a], has[material.b]
@@ -190,10 +190,10 @@ def _between_sides(material: Material, column: str, does: str, title: str, name:
         expected=None,
         alarm="none: whether it should win is a matter of what the dataset is for",
         severity="note",
-        verdict=f"{share(shares[0])} of the preferred and {share(shares[1])} of the rejected responses: {does}. "
-        f"Where only one {does}, it wins in {between(figure)}."
+        verdict=f"{share(shares[0])} of the preferred and {share(shares[1])} of the rejected responses {do}. "
+        f"Where only one of the two does, it wins in {between(figure)}."
         if figure.value is not None
-        else f"No comparison in which only one response {does}.",
+        else f"In no comparison does one response {do} and the other not.",
         rows=Rows.ranked(material.row[at], np.ones(len(at)), "preferred although or because it does"),
         cells=by_cells(material, above, below) if figure.value is not None else {},
         facts={"of the preferred": shares[0], "of the rejected": shares[1], "comparisons": int((below > 0).sum())},
