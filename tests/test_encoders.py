@@ -32,13 +32,14 @@ SHAPE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, interme
 
 
 def bert_tokenizer():
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """A vocabulary written out: the trainer of WordPiece breaks ties as its hash map falls, so each process would have its own."""
+    words = sorted({word for text in TEXTS for word in text.split()})
+    letters = sorted({letter for word in words for letter in word} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, *words]))}
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        TEXTS, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
-    )
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return transformers.BertTokenizer(tokenizer_object=tokenizer, model_max_length=128)
 
@@ -289,7 +290,7 @@ def test_messages_are_plain_text_and_a_cut_keeps_the_end(tmp_path, encoder):
     ds = freeze_records(
         [
             Judgement("pair", talk, (reply, [{"role": "assistant", "content": "four"}])),
-            Judgement("pair", alone, ("pear please", "four words a b c a b c a b c")),
+            Judgement("pair", alone, ("pear please", "four words" + " a b c" * 12)),
         ],
         tmp_path / "ds",
     )
