@@ -34,14 +34,14 @@ SHAPE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, interme
 def bert_tokenizer():
     """A vocabulary written out: the trainer of WordPiece breaks ties as its hash map falls, so each process would have its own."""
     words = sorted({word for text in TEXTS for word in text.split()})
-    letters = sorted({letter for word in words for letter in word} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
+    letters = sorted({letter for word in words for letter in word})
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, *words]))}
     tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return transformers.BertTokenizer(tokenizer_object=tokenizer, model_max_length=128)
+    return transformers.BertTokenizer(tokenizer_object=tokenizer)
 
 
 def byte_tokenizer(cls, start, end, pad, doubled):
@@ -69,11 +69,11 @@ def byte_tokenizer(cls, start, end, pad, doubled):
     return cls(tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **marks)
 
 
-def make(family):
+def make(family, positions=128):
     fast = transformers.PreTrainedTokenizerFast
     if family == "bert":
         tokenizer = bert_tokenizer()
-        config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **SHAPE)
+        config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=positions, **SHAPE)
     elif family == "roberta":
         tokenizer = byte_tokenizer(fast, "<s>", "</s>", "<pad>", True)
         config = transformers.RobertaConfig(

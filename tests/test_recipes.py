@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
         tokenizer,
         folder / "decoder",
     )
-    save_model(*encoder("bert"), folder / "encoder")
+    save_model(*encoder("bert", positions=256), folder / "encoder")
     return folder
 
 
