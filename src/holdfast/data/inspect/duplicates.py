@@ -32,7 +32,7 @@ def duplicates(material: Material) -> Iterator[Finding]:
     figure = _of_prompts(material, ~alone & live, live)
     value = figure.value or 0.0
     exact = int((near.similarity == 1).sum())
-    first = material.first_rows
+    rows, pair = material.asking(near.other)
     clusters = len(np.unique(near.cluster[~alone & live]))
     yield Finding(
         name="duplicates/prompts",
@@ -50,7 +50,7 @@ def duplicates(material: Material) -> Iterator[Finding]:
         if value
         else "No prompt is a near-duplicate of another.",
         remedy="Split by cluster, or keep one prompt of each.",
-        rows=Rows.ranked(first[near.other], near.similarity, "similarity of the prompts", first[near.one]),
+        rows=Rows.ranked(rows, near.similarity[pair], "similarity of the prompts", material.first_rows[near.one[pair]]),
         facts={
             "pairs listed": len(near.one),
             "of them the same but for case and punctuation": exact,
@@ -65,14 +65,15 @@ def duplicates(material: Material) -> Iterator[Finding]:
     copied = np.zeros(len(material.responses), bool)
     copied[near.one[~within]] = True
     copied[near.other[~within]] = True
-    names = material.rows_of_response
     numbers = np.flatnonzero(used)
     figure = Resamples(prompt[numbers], times=material.times, seed=material.seed).ratio(
         copied[numbers].astype(float), np.ones(len(numbers))
     )
     value = figure.value or 0.0
-    rows = names[near.other]
-    known = rows >= 0
+    rows, pair = material.naming(near.other)
+    said, of = material.naming(near.one)
+    first = np.full(len(near.one), -1, np.int64)
+    first[of[::-1]] = said[::-1]
     yield Finding(
         name="duplicates/responses",
         title="Responses given to several prompts",
@@ -87,7 +88,7 @@ def duplicates(material: Material) -> Iterator[Finding]:
         "of near-duplicates answer the same prompt.",
         remedy="Canned answers teach a style and not an answer: cap them, or drop the pairs whose two "
         "responses nearly equal each other.",
-        rows=Rows.ranked(rows[known], near.similarity[known], "similarity of the responses", names[near.one[known]]),
+        rows=Rows.ranked(rows, near.similarity[pair], "similarity of the responses", first[pair]),
         facts={"pairs within a prompt": int(within.sum()), "pairs across prompts": int((~within).sum())},
     )
     if len(material):
@@ -137,6 +138,9 @@ def leakage(material: Material) -> Iterator[Finding]:
     figure = _of_prompts(material, leaked, held)
     value = figure.value or 0.0
     first = material.first_rows
+    rows, pair = material.asking(np.concatenate([left, more]))
+    near_of = np.concatenate([similarity, np.full(len(more), 0.7)])
+    source = np.concatenate([first[right], np.full(len(more), -1)])
     yield Finding(
         name="leakage/split",
         title="Held-out prompts that are near-duplicates of training prompts",
@@ -153,12 +157,7 @@ def leakage(material: Material) -> Iterator[Finding]:
         if value
         else f"None of {int(held.sum()):,} held-out prompts is a near-duplicate of a training prompt.",
         remedy="Split by cluster of near-duplicates, or drop the held-out ones.",
-        rows=Rows.ranked(
-            np.concatenate([first[left], first[more]]),
-            np.concatenate([similarity, np.full(len(more), 0.7)]),
-            "similarity of the prompts",
-            np.concatenate([first[right], np.full(len(more), -1)]),
-        ),
+        rows=Rows.ranked(rows, near_of[pair], "similarity of the prompts", source[pair]),
         facts={"pairs": int(cross.sum())},
     )
 
@@ -175,7 +174,7 @@ def _against(material: Material, outside: Outside) -> Iterator[Finding]:
     hit = len(np.unique(other))
     n = len(outside.prompts)
     value = hit / n
-    first = material.first_rows
+    asked, pair = material.asking(mine)
     yield Finding(
         name=f"against/prompts:{outside.name}",
         title=f"Prompts that are in {outside.name}",
@@ -194,14 +193,14 @@ def _against(material: Material, outside: Outside) -> Iterator[Finding]:
         if hit
         else f"None of the {n:,} prompts of {outside.name} is in the dataset.",
         remedy="Drop these rows before training, or do not report that evaluation set.",
-        rows=Rows.ranked(first[mine], similarity, f"similarity to a prompt of {outside.name}"),
+        rows=Rows.ranked(asked, similarity[pair], f"similarity to a prompt of {outside.name}"),
     )
     runs = [ngrams(text, RUN) for text in (*outside.prompts, *outside.chosen)]
     pool = np.unique(np.concatenate(runs)) if runs else np.zeros(0, np.uint64)
     if len(pool):
         hits, shared = _sharing(material.responses, material.used, pool)
-        rows = material.rows_of_response[hits]
         prompts, theirs_shared = _sharing(material.prompts, material.live_prompts, pool)
+        rows = np.concatenate([material.naming(hits)[0], material.asking(prompts)[0]])
         found = np.union1d(shared, theirs_shared)
         touched = sum(bool(np.isin(r, found).any()) for r in runs[:n])
         yield Finding(
@@ -220,11 +219,7 @@ def _against(material: Material, outside: Outside) -> Iterator[Finding]:
             if len(found)
             else f"Nothing here shares a run of {RUN} words with it.",
             remedy="Runs that many texts share are boilerplate; read the rows before dropping any.",
-            rows=Rows.ranked(
-                np.concatenate([rows[rows >= 0], first[prompts]]),
-                np.ones(int((rows >= 0).sum()) + len(prompts)),
-                "shares a run of words",
-            ),
+            rows=Rows.ranked(rows, np.ones(len(rows)), "shares a run of words"),
         )
     if outside.chosen and len(material):
         chosen = Texts.of(outside.chosen)

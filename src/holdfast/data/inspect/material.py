@@ -240,12 +240,23 @@ class Material:
         return first
 
     @cached_property
-    def rows_of_response(self) -> np.ndarray:
-        """(R,) a judgement that names each response, -1 where there is none."""
-        rows = np.full(len(self.responses), -1, np.int64)
-        rows[self.b[::-1]] = self.row[::-1]
-        rows[self.a[::-1]] = self.row[::-1]
-        return rows
+    def _by_prompt(self) -> tuple[np.ndarray, np.ndarray]:
+        order = self.live[np.argsort(self.row_prompt[self.live], kind="stable")]
+        return self.row_prompt[order], order
+
+    @cached_property
+    def _by_response(self) -> tuple[np.ndarray, np.ndarray]:
+        sides = np.concatenate([self.a, self.b])
+        order = np.argsort(sides, kind="stable")
+        return sides[order], np.concatenate([self.row, self.row])[order]
+
+    def asking(self, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Every judgement of these prompts, and which of them it is of: (n,) int64 each."""
+        return _spread(*self._by_prompt, prompts)
+
+    def naming(self, responses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Every judgement whose comparisons name one of these responses, and which of them: (n,) int64 each."""
+        return _spread(*self._by_response, responses)
 
     def compute(self, key: Any, make: Callable[[Material], Any]) -> Any:
         """What several detectors need, made once for this material."""
@@ -345,6 +356,15 @@ def material(
         times=times,
         sample=sample,
     )
+
+
+def _spread(keys: np.ndarray, rows: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of each asked key, of sorted keys, and the place of that key in `asked`."""
+    lo, hi = np.searchsorted(keys, asked, "left"), np.searchsorted(keys, asked, "right")
+    size = hi - lo
+    place = np.repeat(np.arange(len(asked)), size)
+    start = np.cumsum(size) - size
+    return rows[np.arange(len(place)) - start[place] + lo[place]].astype(np.int64), place
 
 
 def _coded(column: Any) -> tuple[np.ndarray, list[str]]:

@@ -113,7 +113,7 @@ def _finding(
     prompts = material.response_prompt[used]
     figure = Resamples(prompts, times=material.times, seed=material.seed).ratio(mine.astype(float), np.ones(len(used)))
     value = figure.value or 0.0
-    rows = material.rows_of_response[used[mine]]
+    rows, _ = material.naming(used[mine])
     return Finding(
         name=name,
         title=title,
@@ -125,7 +125,7 @@ def _finding(
         severity=graded(value, warning=warn, serious=serious, note=bool(value)),
         verdict=verdict.format(n=int(mine.sum()), share=share(value, 2)) if value else f"{title}: none.",
         remedy=remedy,
-        rows=Rows.ranked(rows[rows >= 0], np.ones(int((rows >= 0).sum())), column),
+        rows=Rows.ranked(rows, np.ones(len(rows)), column),
     )
 
 
@@ -248,7 +248,7 @@ def _scripts(material: Material) -> Finding:
     counts = np.bincount(said[used][said[used] >= 0], minlength=len(SCRIPTS))
     known = [(SCRIPTS[k][0], int(n)) for k, n in enumerate(counts) if n]
     value = figure.value or 0.0
-    rows = material.rows_of_response[used[other]]
+    rows, _ = material.naming(used[other])
     return Finding(
         name="validity/script",
         title="Responses in another script than their prompt",
@@ -261,6 +261,6 @@ def _scripts(material: Material) -> Finding:
         severity=graded(value, warning=0.02, serious=0.1, note=bool(value)),
         verdict=f"{int(other.sum()):,} responses ({share(value, 2)}) are in another script than their prompt. "
         f"Responses by script: {', '.join(f'{k} {n:,}' for k, n in known) or 'none has letters'}.",
-        rows=Rows.ranked(rows[rows >= 0], np.ones(int((rows >= 0).sum())), "another script"),
+        rows=Rows.ranked(rows, np.ones(len(rows)), "another script"),
         cells={"script": [Cell(k, n, Resamples(np.arange(1)).ratio(np.zeros(1), np.zeros(1))) for k, n in known]},
     )
