@@ -13,7 +13,7 @@ import torch
 
 import meter
 import workloads
-from holdfast.language.products import product
+from holdfast.training.products import product
 
 
 def main() -> None:

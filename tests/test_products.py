@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import tiny_models
-from holdfast.language import products
+from holdfast.training import products
 from holdfast.language.packing import pack, pad
 from holdfast.language.policy import Policy
 

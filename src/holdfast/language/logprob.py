@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from holdfast.language.products import linear, product
+from holdfast.training.products import linear, product
 
 # A chunk has this many logits (8 MiB of fp32: they stay in the cache between passes), but at least so many tokens: with
 # fewer, reading the head's weights would take longer than the product with them.

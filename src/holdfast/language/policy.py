@@ -35,7 +35,7 @@ from holdfast.language import adapters, logprob
 from holdfast.language.attention import NAME, CannotPack, attending
 from holdfast.language.logprob import Head, token_logps
 from holdfast.language.packing import Batch, Groups, Packed, Padded, TokenSource, pack, pad
-from holdfast.language.products import Linear, quicken
+from holdfast.training.products import Linear, quicken
 from holdfast.training.checkpoint import weights_digest
 from holdfast.training.determinism import derive
 from holdfast.training.ranks import here

@@ -44,9 +44,9 @@ from holdfast.training.checkpoint import (
 )
 from holdfast.training.determinism import derive, deterministic, environment
 from holdfast.training.ledger import FORMAT, Entry, History, Ledger, differences, exact, read_ledger, rewrite, sync_tree
-from holdfast.training.objective import Objective, Rows
+from holdfast.training.objective import Learner, Objective, Rows, Sums
 from holdfast.training.optimiser import adamw
-from holdfast.training.order import Order, mix, read_rows, rows_root, total_steps, write_rows
+from holdfast.training.order import mix, order_of, read_rows, rows_root, total_steps, write_rows
 from holdfast.training.progress import Progress
 from holdfast.training.ranks import Ranks, agreed, here
 
@@ -98,16 +98,19 @@ class Trainer:
                 f"{type(objective).__name__} does not divide a step among processes; train it in one process"
             )
         self.total = total_steps(settings, len(rows))
-        self.order = Order(rows, run.seed, settings.per_prompt, settings.batch)
+        self.order = order_of(rows, run.seed, settings.per_prompt, settings.batch, getattr(objective, "draws", None))
         if warmup_steps(settings, self.total) >= self.total:
             raise RecipeError(
                 f"[train] warmup {settings.warmup} is not shorter than the run of {self.total} steps: the full rate is never reached"
             )
         self.parameters = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad]
+        self.mine = [self.ranks.mine(p) for _, p in self.parameters]
+        self.optimiser: torch.optim.Optimizer | None = None
         if not self.parameters:
+            if isinstance(objective, Learner):  # trees: what is learnt has no gradient
+                return
             raise RecipeError("the model has no parameter to train: all are frozen")
         # Weight decay pulls matrices to zero; norms, biases and other 1-d tensors are left out of it.
-        self.mine = [self.ranks.mine(p) for _, p in self.parameters]
         decayed = [p for p in self.mine if p.ndim >= 2]
         others = [p for p in self.mine if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -123,10 +126,42 @@ class Trainer:
         """
         positions = self.order.step(step)
         index = self.rows.index[positions]
-        ids = [self.rows.ids[i] for i in positions.tolist()]
         rate = learning_rate(self.settings, step, self.total)
         torch.manual_seed(derive(self.run.seed, step, "train", *self.ranks.purpose))
         self.objective.model.train()
+        if isinstance(self.objective, Learner):
+            loss, norm, sums = self.objective.take(step, index, rate, self.optimiser)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise HoldfastError(
+                    f"step {step}: the loss is {loss} and the gradient norm {norm}; the run can be resumed from its last checkpoint, "
+                    "and will stop here again unless the cause goes (a lower lr, another target, rewards of another scale)"
+                )
+        else:
+            loss, norm, sums = self._descend(step, index, [self.rows.ids[i] for i in positions.tolist()], rate)
+        after = self.objective.after_step(step)
+        recorded = {
+            "step": step,
+            **self.order.record(positions),
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": rate,
+            "weights": fingerprint(self.parameters, self.run.seed, step) if self.parameters else None,
+            **({"after": dict(after)} if after else {}),
+        }
+        tokens = float(sums["tokens"][0]) if "tokens" in sums else None
+        return (
+            recorded,
+            {
+                name: float(v) / float(weight)
+                for name, (v, weight) in sums.items()
+                if float(weight) and name != "tokens"
+            },
+            tokens,
+        )
+
+    def _descend(self, step: int, index: np.ndarray, ids: list[str], rate: float) -> tuple[float, float, Sums]:
+        """One optimiser step on the rows: their loss, the gradient norm, and metrics."""
+        assert self.optimiser is not None
         self.objective.model.zero_grad(set_to_none=True)
         normaliser = self.objective.normaliser(index)
         if not normaliser > 0:
@@ -169,23 +204,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
-        after = self.objective.after_step(step)
-        recorded = {
-            "step": step,
-            "rows": ids,
-            "rows_root": rows_root(ids),
-            "loss": loss_value,
-            "grad_norm": norm_value,
-            "lr": rate,
-            "weights": fingerprint(self.parameters, self.run.seed, step),
-            **({"after": dict(after)} if after else {}),
-        }
-        tokens = float(sums.pop("tokens")[0]) if "tokens" in sums else None
-        return (
-            recorded,
-            {name: float(value) / float(weight) for name, (value, weight) in sums.items() if float(weight)},
-            tokens,
-        )
+        return loss_value, norm_value, sums
 
     def figures(self, step: int, held_out: np.ndarray) -> dict[str, float]:
         """Held-out figures of the weights after `step` steps. Leaves nothing behind."""
@@ -204,6 +223,7 @@ def open_record(trainer: Trainer, facts: dict[str, Any], held_out: np.ndarray | 
         "run": trainer.run.model_dump(mode="json", exclude_none=True),
         "steps": trainer.total,
         "rows": {"count": len(trainer.rows), "root": rows_root(trainer.rows.ids)},
+        **({"draws": dict(trainer.objective.draws)} if isinstance(trainer.objective, Learner) else {}),
         "held_out": None
         if held_out is None
         else {"count": len(held_out), "sha256": hashlib.sha256(held_out.astype("<i8").tobytes()).hexdigest()},
@@ -468,7 +488,7 @@ def _put_aside(
     checkpoints: Path,
     step: int,
     objective: Objective,
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer | None,
     ledger: Ledger,
     ranks: Ranks,
 ) -> None:

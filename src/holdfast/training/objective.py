@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -79,3 +79,23 @@ class Objective(Protocol):
         ...
 
     def load_extra_state(self, state: dict[str, torch.Tensor]) -> None: ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """An objective that takes its steps itself: many small updates of several members, each with targets that follow.
+
+    A step is then `draws["updates"]` updates on the rows that `training.order.Draws` gives; the rest of the contract
+    is `Objective`'s, `batches`, `normaliser` and `loss` apart. A member's loss must reach no other member's weights.
+    """
+
+    draws: Mapping[str, Any]  # members, updates, bootstrap: what `Draws` takes beside rows, seed and batch
+
+    def take(
+        self, step: int, index: np.ndarray, rate: float, optimiser: torch.optim.Optimizer | None
+    ) -> tuple[float, float, Sums]:
+        """Take step `step` on dataset rows `index` (updates * members * batch,), the optimiser's rate being `rate`.
+
+        Gives the mean loss of the step's updates, the gradient norm of its last one, and metrics.
+        """
+        ...

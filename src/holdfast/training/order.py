@@ -10,10 +10,12 @@ numpy, and a group's keys do not depend on which other groups there are.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +71,11 @@ class Order:
             start = epoch * self.n
             parts.append(self.epoch(epoch)[max(first - start, 0) : last - start])
         return np.concatenate(parts)
+
+    def record(self, positions: np.ndarray) -> dict[str, Any]:
+        """What the ledger says of a step's rows."""
+        ids = [self._ids[i] for i in positions.tolist()]
+        return {"rows": ids, "rows_root": rows_root(ids)}
 
     def epoch(self, epoch: int) -> np.ndarray:
         """(N,) int64: every row's position once, in the order of this epoch (from 0)."""
@@ -186,6 +193,71 @@ class Order:
             f"[train] per_prompt {self.per_group} cannot hold: the group of row {first[:12]}.. has {self._group_size[group]} rows, and an epoch "
             f"of {self.n} rows is {n_steps} steps of {self.batch}; raise per_prompt or lower batch"
         )
+
+
+class Draws:
+    """The order of a run whose steps are many small updates of several members: each member an order of its own.
+
+    Member k of a run with seed s draws as the only member of a run with seed s + k would: its epochs follow one
+    another without a gap, each the rows shuffled by a key of (row, seed, epoch), and update u (from 0) takes positions
+    [u B, (u + 1) B) of them. With `bootstrap` a member's rows are those of as many groups as there are, drawn with
+    replacement once.
+
+    Raises RecipeError where there is no row.
+    """
+
+    def __init__(self, rows: Rows, seed: int, members: int, updates: int, batch: int, bootstrap: bool = False):
+        if not len(rows):
+            raise RecipeError("there is no row to train on")
+        self.members, self.updates, self.batch, self.seed = members, updates, batch, seed
+        self._digests = np.frombuffer(bytes.fromhex("".join(rows.ids)), dtype=np.uint8).reshape(-1, 32)
+        self._row_key = self._digests[:, :8].copy().view(">u8")[:, 0].astype(np.uint64)
+        self._of_member = [self._resampled(rows.group, seed + k) if bootstrap else None for k in range(members)]
+        self._cache: list[dict[int, np.ndarray]] = [{} for _ in range(members)]
+
+    def step(self, s: int) -> np.ndarray:
+        """(updates * members * batch,) int64: positions into the rows; update by update, in each member by member."""
+        each = [self._of(k, (s - 1) * self.updates, s * self.updates) for k in range(self.members)]
+        return np.stack(each, axis=1).reshape(-1)
+
+    def record(self, positions: np.ndarray) -> dict[str, Any]:
+        """What the ledger says of a step's rows: too many to list, they are hashed, and follow from the order."""
+        return {"drawn": len(positions), "rows_sha256": hashlib.sha256(self._digests[positions].tobytes()).hexdigest()}
+
+    def _of(self, k: int, first: int, last: int) -> np.ndarray:
+        """(last - first, batch): the positions of member k's updates first to last."""
+        start, end, parts = first * self.batch, last * self.batch, []
+        n = len(self._epoch(k, 0))
+        for epoch in range(start // n, (end - 1) // n + 1):
+            parts.append(self._epoch(k, epoch)[max(start - epoch * n, 0) : end - epoch * n])
+        return np.concatenate(parts).reshape(-1, self.batch)
+
+    def _epoch(self, k: int, epoch: int) -> np.ndarray:
+        cache = self._cache[k]
+        if epoch not in cache:
+            own = self._of_member[k]
+            keys = self._row_key if own is None else mix(self._row_key[own], 0) + np.arange(len(own), dtype=np.uint64)
+            shuffled = np.argsort(mix(keys, derive(self.seed + k, "draws", epoch)), kind="stable")
+            for old in [e for e in cache if 0 < e < epoch - 1]:
+                del cache[old]
+            cache[epoch] = shuffled if own is None else own[shuffled]
+        return cache[epoch]
+
+    def _resampled(self, group: np.ndarray, seed: int) -> np.ndarray:
+        """The positions of the rows of as many groups as there are, drawn with replacement."""
+        _, of = np.unique(group, return_inverse=True)
+        n = int(of.max()) + 1
+        by_group = np.argsort(of, kind="stable")
+        start = np.searchsorted(of[by_group], np.arange(n + 1))
+        drawn = mix(np.arange(n, dtype=np.uint64), derive(seed, "bootstrap")) % np.uint64(n)
+        return np.concatenate([by_group[start[g] : start[g + 1]] for g in drawn.astype(np.int64).tolist()])
+
+
+def order_of(
+    rows: Rows, seed: int, per_prompt: int | None, batch: int, draws: Mapping[str, Any] | None = None
+) -> Order | Draws:
+    """The order of a run: one of single steps, or where the objective says so (`Learner.draws`) one of draws."""
+    return Order(rows, seed, per_prompt, batch) if draws is None else Draws(rows, seed, batch=batch, **draws)
 
 
 def mix(keys: np.ndarray, seed: int) -> np.ndarray:

@@ -12,7 +12,8 @@ from holdfast.data.splits import load_split
 from holdfast.errors import DataError, HoldfastError
 from holdfast.recipe import load_recipe
 from holdfast.training.ledger import History, read_ledger
-from holdfast.training.order import read_rows
+from holdfast.training.objective import Rows
+from holdfast.training.order import Draws, Order, order_of, read_rows
 
 
 def trace_row(run: str | Path, prefix: str) -> dict[str, Any]:
@@ -21,7 +22,8 @@ def trace_row(run: str | Path, prefix: str) -> dict[str, Any]:
     Raises DataError when no row or several match, and says so when the row was left out of training, and why.
     """
     folder = Path(run)
-    history, ids = _history(folder), read_rows(folder / "rows.parquet").ids
+    history, rows = _history(folder), read_rows(folder / "rows.parquet")
+    ids = rows.ids
     found = [row for row in ids if row.startswith(prefix.lower())]
     if len(found) > 1:
         raise DataError(
@@ -30,7 +32,11 @@ def trace_row(run: str | Path, prefix: str) -> dict[str, Any]:
     if not found or not prefix:
         raise DataError(f"the run trained on no row that starts with {prefix!r}{_why_not(folder, prefix)}")
     row = found[0]
-    used = [e for e in history.steps if row in e["rows"]]
+    if "draws" in history.open:  # too many to be listed: the order says them
+        order, place = _order(history, rows), list(ids).index(row)
+        used = [e for e in history.steps if (order.step(e["step"]) == place).any()]
+    else:
+        used = [e for e in history.steps if row in e["rows"]]
     return {"row": row, "steps": [{"step": e["step"], "loss": float.fromhex(e["loss"])} for e in used]}
 
 
@@ -45,7 +51,11 @@ def trace_step(run: str | Path, step: int, dataset: str | Path | None = None) ->
     if not 1 <= step <= len(history.steps):
         raise DataError(f"step {step} is not in the ledger, which has steps 1 to {len(history.steps)}")
     entry = history.steps[step - 1]
-    rows: list[dict[str, Any]] = [{"id": row} for row in entry["rows"]]
+    ids = entry.get("rows")
+    if ids is None:
+        all_rows = read_rows(folder / "rows.parquet")
+        ids = [all_rows.ids[i] for i in _order(history, all_rows).step(step).tolist()]
+    rows: list[dict[str, Any]] = [{"id": row} for row in ids]
     said = {"step": step, "loss": float.fromhex(entry["loss"]), "rows": rows}
     try:
         held = _dataset(folder, dataset)
@@ -59,6 +69,11 @@ def trace_step(run: str | Path, step: int, dataset: str | Path | None = None) ->
         row |= {name: values[i] for name, values in columns.items()}
         row["origins"] = [list(origin) for origin in held.origins(i)]
     return said
+
+
+def _order(history: History, rows: Rows) -> Order | Draws:
+    said = history.open["settings"]
+    return order_of(rows, history.open["run"]["seed"], said["per_prompt"], said["batch"], history.open.get("draws"))
 
 
 def _history(folder: Path) -> History:

@@ -22,7 +22,7 @@ from holdfast.recipe import Recipe, digest_of, load_recipe
 from holdfast.training.checkpoint import file_digests, file_sha256, tensors_root
 from holdfast.training.ledger import FORMAT, Entry, History, check_chain, differences, exact, split_lines
 from holdfast.training.objective import Rows
-from holdfast.training.order import Order, read_rows, rows_root
+from holdfast.training.order import order_of, read_rows, rows_root
 
 _LISTED = 20  # problems of one kind that are listed before the rest is only counted
 
@@ -201,7 +201,10 @@ def _check_steps(entries: list[Entry], opened: Entry, rows: Rows | None, whole: 
         found.notes.append("without rows.parquet, the rows of the steps cannot be recomputed")
     else:
         try:
-            order = Order(rows, opened["run"]["seed"], opened["settings"]["per_prompt"], opened["settings"]["batch"])
+            settings = opened["settings"]
+            order = order_of(
+                rows, opened["run"]["seed"], settings["per_prompt"], settings["batch"], opened.get("draws")
+            )
         except HoldfastError as problem:
             found.say(
                 "no order follows from these settings",
@@ -217,10 +220,16 @@ def _check_steps(entries: list[Entry], opened: Entry, rows: Rows | None, whole: 
             before = entry["step"]
         if entry["kind"] != "step":
             continue
-        step, ids = entry["step"], entry["rows"]
+        step, ids = entry["step"], entry.get("rows")
         if whole and step != before + 1:
             wrong.append(Problem("steps do not follow one another", where, f"step {step}", f"step {before + 1}"))
         before = step
+        if ids is None:  # drawn rows, too many to list: their digest alone
+            drawn = order.record(order.step(step)) if order is not None else entry
+            if any(entry.get(name) != value for name, value in drawn.items()):
+                a, b = (f"{x.get('drawn')} rows, sha256 {x.get('rows_sha256')}" for x in (entry, drawn))
+                wrong.append(Problem("the step's rows are not those of the order", where, a, b))
+            continue
         try:
             root = rows_root(ids)
         except (ValueError, TypeError):
