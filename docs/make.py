@@ -134,7 +134,8 @@ def moving() -> str:
 def curation() -> str:
     import inspect
 
-    from holdfast.data.curate import COLUMNS, RULES
+    from holdfast.data.columns import COLUMNS
+    from holdfast.data.curate import RULES
 
     lines = [
         "# Curation",

@@ -271,3 +271,108 @@ def test_any_dataset_any_spec(said: list[tuple[str, str | None]], data: st.DataO
         said_on_disk = json.loads(split.save(folder).read_bytes())
         assert orjson.dumps(said_on_disk["members"]) == orjson.dumps(split.members)
         assert load_split(folder, ds).digest == split.digest
+
+
+def grouped(folder: Path, rows: list[tuple[str, dict[str, Any]]]) -> Dataset:
+    return freeze_records(
+        [Judgement("pair", p, ("yes", f"no {i}"), **more) for i, (p, more) in enumerate(rows)], folder
+    )
+
+
+def sides(ds: Dataset, split: Any) -> dict[str, str]:
+    return {p: part for part, rows in split.parts.items() for p in prompts_in(ds, rows)}
+
+
+def test_prompt_is_the_default_said_aloud(ds: Dataset, tmp_path: Path) -> None:
+    plain, said = make_split(ds, SplitTable(test=0.2)), make_split(ds, SplitTable(test=0.2, group="prompt"))
+    assert plain.digest == said.digest and b"group" not in plain.save(tmp_path).read_bytes()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 30), st.sampled_from(["ann", "bob", "cy", None]), st.sampled_from("xy")),
+        min_size=6,
+        max_size=60,
+    ),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_no_annotator_on_two_sides_and_prompts_whole(said: list[Any], seed: int, stratify: bool) -> None:
+    """Each annotator has prompts of their own (and nobody some), but for prompts 0 to 2, which anyone may judge."""
+    import tempfile
+
+    rows = [
+        (f"Q{n}" if n < 3 else f"Q{n} {who}", {"annotator": who, "category": category}) for n, who, category in said
+    ]
+    spec = SplitTable(seed=seed, validation=0.2, test=0.3, stratify=stratify, group="annotator")
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(freezing, "_sync", lambda path: None)
+        ds = grouped(Path(folder) / "ds", rows)
+        try:
+            split = make_split(ds, spec)
+        except RecipeError:
+            return
+        part_of_prompt: dict[str, str] = {}
+        part_of_annotator: dict[str, str] = {}
+        for part, own in split.parts.items():
+            for row, prompt in zip(own.tolist(), prompts_in(ds, own), strict=True):
+                assert part_of_prompt.setdefault(prompt, part) == part
+                if (who := ds.column("annotator")[row]) is not None:
+                    assert part_of_annotator.setdefault(who, part) == part
+        split.save(folder)
+        assert load_split(folder, ds).digest == split.digest and verify_split(folder, ds.root) == []
+
+
+def test_a_group_that_cuts_a_prompt_is_joined_through_it(tmp_path: Path) -> None:
+    """ann judged A and B, bob B and C, cy D, dee E, eve F: A, B and C are one group of three prompts."""
+    said = [("A", "ann"), ("B", "ann"), ("B", "bob"), ("C", "bob"), ("D", "cy"), ("E", "dee"), ("F", "eve")]
+    ds = grouped(tmp_path / "ds", [(p, {"annotator": who}) for p, who in said])
+    found = groups(ds, "annotator")
+    of = dict(
+        zip((ds.prompt_contents([ds.prompt_ids.index(m)])[0] for m in found.members), found.member_group, strict=True)
+    )
+    assert len({of["A"], of["B"], of["C"]}) == 1 and len(set(of.values())) == 4
+    alone = {k: sha256(b"holdfast/prompt-group/1\0" + k.lower().encode()).hexdigest() for k in "ABCDEF"}
+    assert found.keys[of["A"]] == min(alone[k] for k in "ABC") and found.keys[of["F"]] == alone["F"]
+    for seed in range(6):
+        spec = SplitTable(seed=seed, test=0.5, validation=0.0, group="annotator")
+        where = sides(ds, make_split(ds, spec))
+        assert where["A"] == where["B"] == where["C"]
+        # Half of six prompts, to within half of the largest group.
+        assert abs(sum(part == "test" for part in where.values()) - 3) <= 1.5
+    with pytest.raises(
+        RecipeError, match=r"validation = 0.05: no group by 'annotator' is small enough \(the smallest of 4 has 1 of 6"
+    ):
+        make_split(ds, SplitTable(test=0.0, validation=0.05, group="annotator"))
+
+
+def test_near_duplicates_and_other_columns(tmp_path: Path) -> None:
+    base = "Please explain to a child of ten how the tide rises and falls along the coast number"
+    rows = [(f"{base} {i}", {"licence": f"l{i % 4}"}) for i in range(4)]
+    rows += [
+        ("".join(random.Random(i).choices("abcdefgh ", k=60)), {"licence": f"l{i % 4}", "extra": {"of": i}})
+        for i in range(40)
+    ]
+    ds = grouped(tmp_path / "ds", rows)
+    for seed in range(5):
+        where = sides(ds, make_split(ds, SplitTable(seed=seed, test=0.25, validation=0.1, group="near-duplicates")))
+        assert len({where[f"{base} {i}"] for i in range(4)}) == 1
+    split = make_split(ds, SplitTable(test=0.25, validation=0.0, stratify=False, group="licence"))
+    licences = {part: {ds.column("licence")[r] for r in own} for part, own in split.parts.items()}
+    assert len(licences["test"]) == 1 and len(licences["train"]) == 3 and len(split.parts["test"]) == 11
+    assert make_split(ds, SplitTable(group="extra.of")).digest != make_split(ds, SplitTable()).digest
+    for group, words in [
+        (
+            "anotator",
+            r"group = 'anotator': unknown column 'anotator' \(known: kind, annotator, .*extra.NAME\) \(or prompt, near-duplicates\)",
+        ),
+        ("source", "group = 'source': no row says anything there"),
+        ("extra.nothing", "no row has an extra column 'nothing'"),
+        ("kind", r"group = 'kind' joins all 44 prompt groups into one \(one value of it alone touches 44\)"),
+    ]:
+        with pytest.raises(RecipeError, match=words):
+            make_split(ds, SplitTable(group=group))
+    segments = freeze_records([Judgement("pair", None, (Segment("e1", 0, 5), Segment("e2", 0, 5)))], tmp_path / "s")
+    with pytest.raises(RecipeError, match="group = 'annotator': a dataset of segments is split by episode"):
+        make_split(segments, SplitTable(group="annotator"))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from holdfast.errors import RecipeError
 
@@ -61,6 +61,16 @@ class SplitTable(Table):
     test: Fraction = Field(0.1, description="share of prompts that nothing is chosen on")
     stratify: bool = Field(True, description="keep the shares within every category")
     holdout: tuple[str, ...] = Field((), description="categories held out as a whole")
+    group: str | None = Field(
+        None,
+        description="what no two parts may share beside the prompt: near-duplicates (of prompts), source, annotator, or another "
+        "column (category, licence, extra.NAME); prompts that share it stay together",
+    )
+
+    @field_validator("group")
+    @classmethod
+    def _by_prompt(cls, group: str | None) -> str | None:
+        return None if group == "prompt" else group
 
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> SplitTable:

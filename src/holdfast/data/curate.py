@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
+from holdfast.data.columns import values
 from holdfast.data.dataset import Dataset, canonical_json, open_dataset
 from holdfast.data.export import records as records_of
 from holdfast.data.freeze import canonical, freeze_records
@@ -36,8 +37,6 @@ from holdfast.errors import DataError, RecipeError
 from holdfast.recipe import bind, unknown_key
 
 FORMAT = "holdfast-curation/1"
-COLUMNS = ("kind", "annotator", "annotator_kind", "category", "licence", "rubric", "source")
-_PLAIN = ("kind", "annotator", "annotator_kind", "category", "licence", "rubric")
 
 
 @dataclass(frozen=True)
@@ -87,22 +86,7 @@ class Stock:
     def values(self, name: str) -> list[tuple[Any, ...]]:
         """What each row says in a column: a tuple of one, of a source per response, or empty where it says nothing."""
         if name not in self._columns:
-            if name in _PLAIN:
-                column = [() if v is None else (v,) for v in self.ds.column(name)]
-            elif name == "source":
-                column = [
-                    () if v is None else tuple(dict.fromkeys(s for s in v if s)) for v in self.ds.column("sources")
-                ]
-            elif name.startswith("extra."):
-                key, column = name.removeprefix("extra."), []
-                for text in self.ds.column("extra"):
-                    said = orjson.loads(text) if text else {}
-                    column.append((said[key],) if said.get(key) is not None else ())
-                if not any(column):
-                    raise DataError(f"no row has an extra column {key!r}")
-            else:
-                raise RecipeError(f"unknown column {name!r} (known: {', '.join(COLUMNS)}, extra.NAME)")
-            self._columns[name] = column
+            self._columns[name] = values(self.ds, name)
         return self._columns[name]
 
     def one(self, name: str) -> list[str]:

@@ -3,6 +3,9 @@ dataset.
 
 A group is every prompt that reads the same when case and white space are set aside. In a dataset of segments it is an
 episode. Which part a group falls into depends on the seed and the group's own text alone, within its category.
+
+`[data.split] group` joins such groups further: prompts that are near-duplicates, or whose judgements share a source, an
+annotator or what they say in another column. Prompts stay whole, so what is joined are connected components.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from holdfast.data.columns import values
 from holdfast.data.dataset import Dataset, Problem, canonical_json, content_json
 from holdfast.data.ragged import Ragged
 from holdfast.data.records import Content, Segment
@@ -63,7 +67,7 @@ class Split:
 class Groups:
     """What a split must not tear apart.
 
-    keys:  one digest per group, 64 hex characters.
+    keys:  one digest per group, 64 hex characters; of several prompts joined the least of theirs.
     of:    for each judgement the groups it touches: one, except where it compares segments of two episodes.
     members: what belongs to the groups, by sorted name (prompt ids, or episode names), and
     member_group: (M,) int64, the group of each.
@@ -75,9 +79,16 @@ class Groups:
     member_group: np.ndarray
 
 
-def groups(ds: Dataset) -> Groups:
-    """The prompt groups of a dataset of text, or the episodes of a dataset of segments."""
+def groups(ds: Dataset, by: str | None = None) -> Groups:
+    """The prompt groups of a dataset of text, or the episodes of a dataset of segments.
+
+    by: what else no two groups may share, as `[data.split] group` says it. RecipeError where it joins everything.
+    """
     if ds.kind == "segments":
+        if by is not None:
+            raise RecipeError(
+                f"[data.split] group = {by!r}: a dataset of segments is split by episode; leave group out"
+            )
         episode_of = np.empty(ds.n_responses, dtype=object)
         for start, contents in ds.iter_contents("responses"):
             for n, segment in enumerate(contents):
@@ -95,8 +106,54 @@ def groups(ds: Dataset) -> Groups:
         for n, content in enumerate(contents):
             key = sha256(b"holdfast/prompt-group/1\0" + normalised(content).encode()).hexdigest()
             of_prompt[start + n] = keys_of.setdefault(key, len(keys_of))
+    keys = list(keys_of)
+    if by is not None:
+        keys, of_prompt = _joined(ds, by, keys, of_prompt)
     of = Ragged(of_prompt[ds.prompt_of], np.arange(ds.n_judgements + 1))
-    return Groups(list(keys_of), of, ds.prompt_ids, of_prompt)  # prompts are stored by rising id
+    return Groups(keys, of, ds.prompt_ids, of_prompt)  # prompts are stored by rising id
+
+
+def _joined(ds: Dataset, by: str, keys: list[str], of_prompt: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """(keys, (P,) group of each prompt) where prompt groups that share something are one: connected components."""
+    # Imported here: a run that splits by prompt waits for none of it; and what finds near-duplicates reads splits itself.
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    # Links between a prompt group and what it shares with others: edges of a graph of two kinds of nodes.
+    if by == "near-duplicates":
+        from holdfast.data.inspect.material import Texts
+        from holdfast.data.inspect.near import near
+
+        ends, shared = of_prompt, near(Texts.of_dataset(ds, "prompts")).cluster
+    else:
+        try:
+            said = values(ds, by)
+        except (DataError, RecipeError) as problem:
+            raise RecipeError(f"[data.split] group = {by!r}: {problem} (or prompt, near-duplicates)") from None
+        if not any(said):
+            raise RecipeError(f"[data.split] group = {by!r}: no row says anything there; leave group out")
+        number: dict[str, int] = {}
+        links = {
+            (int(of_prompt[p]), number.setdefault(f"{type(v).__name__} {v}", len(number)))
+            for p, own in zip(ds.prompt_of.tolist(), said, strict=True)
+            for v in own
+        }
+        ends, shared = np.array(sorted(links), dtype=np.int64).reshape(-1, 2).T
+    n = len(keys)
+    width = int(shared.max(initial=-1)) + 1
+    graph = csr_array((np.ones(len(ends), np.int8), (ends, n + shared)), shape=(n + width, n + width))
+    _, component = connected_components(graph, directed=False)
+    found, of_key = np.unique(component[:n], return_inverse=True)
+    if len(found) == 1 and n > 1:
+        most = np.bincount(shared).max()
+        raise RecipeError(
+            f"[data.split] group = {by!r} joins all {n:,} prompt groups into one (one value of it alone touches {most:,}), and prompts stay whole: "
+            "there is nothing to split; take another group, or hold out a category"
+        )
+    least: dict[int, str] = {}
+    for key, g in zip(keys, of_key.tolist(), strict=True):
+        least[g] = min(key, least.get(g, key))
+    return [least[g] for g in range(len(found))], of_key[of_prompt]
 
 
 def normalised(prompt: Content) -> str:
@@ -121,9 +178,11 @@ def make_split(ds: Dataset, spec: SplitTable) -> Split:
     """Partition a dataset as the recipe's [data.split] says. A pure function of both.
 
     Shares are of groups, rounded half up over the whole and then, when stratified, dealt to the categories by largest
-    remainder. A group with any judgement in a held-out category is wholly `ood`. RecipeError for an unknown category.
+    remainder. Where `group` joins prompts, groups differ in size and shares are of prompts: a group is taken, in the order
+    of the seed, where that brings the part nearer to its share. A group with any judgement in a held-out category is wholly
+    `ood`. RecipeError for an unknown category, and for a share that no group is small enough for.
     """
-    found = groups(ds)
+    found = groups(ds, spec.group)
     n = len(found.keys)
     owner, touched = found.of.owner, found.of.flat
     names: list[str | None] = [ds.categories[i] for i in owner]
@@ -155,13 +214,25 @@ def make_split(ds: Dataset, spec: SplitTable) -> Split:
     def place(g: int) -> bytes:
         return sha256(b"holdfast/split-order/1\0" + f"{spec.seed} {found.keys[g]}".encode()).digest()
 
-    room = {name: len(members) for name, members in strata.items()}
-    tests = _deal(spec.test, room)
-    validations = _deal(spec.validation, room, {name: room[name] - tests[name] for name in room})
-    for name, members in strata.items():
+    for members in strata.values():
         members.sort(key=place)
-        part[members[: tests[name]]] = 2
-        part[members[tests[name] : tests[name] + validations[name]]] = 1
+    if spec.group is None:
+        room = {name: len(members) for name, members in strata.items()}
+        tests = _deal(spec.test, room)
+        validations = _deal(spec.validation, room, {name: room[name] - tests[name] for name in room})
+        for name, members in strata.items():
+            part[members[: tests[name]]] = 2
+            part[members[tests[name] : tests[name] + validations[name]]] = 1
+    else:
+        size = np.bincount(found.member_group, minlength=n)
+        for name, share, number in (("test", spec.test, 2), ("validation", spec.validation, 1)):
+            taken = _fill(share, strata, size, part == 0)
+            if share and not taken:
+                raise RecipeError(
+                    f"[data.split] {name} = {share:g}: no group by {spec.group!r} is small enough (the smallest of {n:,} has {size.min():,} of "
+                    f"{len(found.members):,} prompts); set a larger share, or 0"
+                )
+            part[taken] = number
     if not (part == 0).any():
         raise RecipeError(f"[data.split] leaves nothing to train on: {n} prompt groups are too few for these shares")
     of_member = part[found.member_group]
@@ -178,8 +249,8 @@ def load_split(folder: str | Path, ds: Dataset) -> Split:
         raise IntegrityError(f"split in {folder}: " + "; ".join(map(str, problems)))
     said = orjson.loads(path.read_bytes())
     members = tuple((key, part) for key, part in said["members"])
-    split = _split(ds, SplitTable.model_validate(said["spec"]), members, groups(ds))
-    return split
+    spec = SplitTable.model_validate(said["spec"])
+    return _split(ds, spec, members, groups(ds, spec.group))
 
 
 def part_rows(ds: Dataset, split: str | Path | None, part: str | None) -> np.ndarray | None:
@@ -225,7 +296,7 @@ def verify_split(folder: str | Path, dataset_root: str | None = None) -> list[Pr
 
 def check_disjoint(ds: Dataset, split: Split, found: Groups | None = None) -> None:
     """Raise IntegrityError if any prompt group has judgements in two parts."""
-    found = found or groups(ds)
+    found = found or groups(ds, split.spec.group)
     seen = np.full(len(found.keys), -1)
     for n, (name, rows) in enumerate(split.parts.items()):
         mine = np.unique(found.of.take(rows).flat)
@@ -235,7 +306,8 @@ def check_disjoint(ds: Dataset, split: Split, found: Groups | None = None) -> No
                 before = list(split.parts)[other]
                 first = min(found.keys[g] for g in shared.tolist())
                 what = "episodes" if ds.kind == "segments" else "prompt groups"
-                remedy = f"(first {first[:8]}..); re-split by {'episode' if ds.kind == 'segments' else 'prompt'}"
+                by = "episode" if ds.kind == "segments" else split.spec.group or "prompt"
+                remedy = f"(first {first[:8]}..); re-split by {by}"
                 raise IntegrityError(f"split {name!r} shares {len(shared)} {what} with {before!r} {remedy}")
         seen[mine] = n
 
@@ -286,8 +358,26 @@ def _deal(share: float, room: dict[str, int], left: dict[str, int] | None = None
     return dealt
 
 
+def _fill(share: float, strata: dict[str, list[int]], size: np.ndarray, free: np.ndarray) -> list[int]:
+    """Groups whose sizes come near to a share of every stratum: what one stratum falls short of is added to the next."""
+    taken: list[int] = []
+    owed = Fraction(0)
+    for name in sorted(strata):
+        owed += Fraction(str(share)) * int(size[strata[name]].sum())
+        for g in strata[name]:
+            if free[g] and 2 * owed >= int(size[g]):  # taking it leaves the part no further from its share
+                taken.append(g)
+                owed -= int(size[g])
+    return taken
+
+
 def _said(root: str, spec: SplitTable, members: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    return {"format": FORMAT, "dataset": root, "spec": spec.model_dump(mode="json"), "members": members}
+    return {
+        "format": FORMAT,
+        "dataset": root,
+        "spec": spec.model_dump(mode="json", exclude_none=True),
+        "members": members,
+    }
 
 
 def _digest(root: str, spec: SplitTable, members: tuple[tuple[str, str], ...]) -> str:
