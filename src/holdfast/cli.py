@@ -377,7 +377,7 @@ def score(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="RUN|DATASET", help="A run folder or a dataset folder.")],
+    path: Annotated[Path, typer.Argument(metavar="RUN|DATASET", help="A run folder, a dataset folder or a log of episodes.")],
     head: Annotated[str | None, typer.Option(help="The published ledger head: also shows a ledger cut short.")] = None,
     json: Json = False,
 ) -> None:
