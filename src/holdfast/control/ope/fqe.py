@@ -1,0 +1,266 @@
+"""Fitted Q-evaluation: the value of observations and actions under a policy, fitted to logged steps.
+
+One question in every form: what the policy earns in the k steps to go,
+`Q_k(s, a) = r + discount (1 - terminated) E_{a' ~ policy} Q_{k-1}(s', a')`, `Q_0 = 0`. The expectation is over the
+policy itself, and a cut episode goes on from its true last observation. Step t of an episode has horizon - t to go.
+
+A form is made once from the episodes and fitted many times: `fit(reward_T, count_XE, seed)` makes X fits, each of which
+counts each episode so often (a bootstrap's multiplicities, 0 for the fold left out). `Fitted.q(xs, steps)` and
+`.v(xs, observations)` then answer, a row for each of the fits `xs`. Observations are numbered 0 .. N-1, N = T + E: the
+steps', then the episodes' last. Step T and observation N stand for "beyond the end", of value 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from scipy import sparse
+
+from holdfast.control.episodes import Episodes
+from holdfast.control.ope.weights import OpeError, distinct, policy_probs
+
+
+@dataclass(frozen=True)
+class Material:
+    """Steps and what the policy would do, at N = T + E observations: the steps', then the episodes' last."""
+
+    observation_Nd: np.ndarray
+    action_T: np.ndarray  # (T,) int64, or (T, A) float64
+    next_T: np.ndarray  # which observation comes next
+    goes_on_T: np.ndarray  # 0 where the environment ended the episode, else 1
+    togo_N: np.ndarray  # (N + 1,) steps to go; 0 for the one beyond the end
+    episode_T: np.ndarray
+    n_actions: int | None
+    probs_Nn: np.ndarray | None  # discrete: the policy
+    draws_NmA: np.ndarray | None  # continuous: draws from it, by `seed`
+    horizon: int
+    discount: float
+
+    @property
+    def togo_T(self) -> np.ndarray:
+        """(T + 1,)"""
+        return np.append(self.togo_N[: len(self.next_T)], 0)
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self.observation_Nd) - len(self.next_T)
+
+
+def material(policy: Any, episodes: Episodes, horizon: int, discount: float, draws: int = 8, seed: int = 0) -> Material:
+    steps, length_E = len(episodes.observations), np.diff(episodes.offsets)
+    everything = np.concatenate([episodes.observations, episodes.last])
+    next_T = np.arange(1, steps + 1)
+    next_T[episodes.offsets[1:] - 1] = steps + np.arange(len(episodes))
+    goes_on_T = np.ones(steps)
+    goes_on_T[episodes.offsets[1:][episodes.terminated] - 1] = 0.0
+    episode_T = np.repeat(np.arange(len(episodes)), length_E)
+    age_N = np.concatenate([np.arange(steps) - episodes.offsets[episode_T], length_E])
+    probs = sampled = None
+    if episodes.n_actions is not None:
+        probs = policy_probs(policy, everything, episodes.n_actions)
+    else:
+        sampled = np.stack([np.asarray(policy.sample(everything, seed + i), np.float64) for i in range(draws)], axis=1)
+    return Material(
+        everything.reshape(len(everything), -1).astype(np.float64),
+        episodes.actions if episodes.n_actions is not None else episodes.actions.astype(np.float64),
+        next_T,
+        goes_on_T,
+        np.append(np.maximum(horizon - age_N, 0), 0),
+        episode_T,
+        episodes.n_actions,
+        probs,
+        sampled,
+        horizon,
+        discount,
+    )
+
+
+class Fitted(Protocol):
+    def q(self, xs: np.ndarray, steps: np.ndarray) -> np.ndarray: ...
+    def v(self, xs: np.ndarray, observations: np.ndarray) -> np.ndarray: ...
+
+
+class Model(Protocol):
+    how: str
+    resamples: int  # how many refits are reasonable
+
+    def fit(self, reward_T: np.ndarray, count_XE: np.ndarray, seed: int = 0) -> Fitted: ...
+    def size(self) -> int:
+        """Numbers that one fit holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Tables:
+    q_XKP: np.ndarray
+    v_XKS: np.ndarray
+    at_T: np.ndarray  # where a step's answer lies in its fit's table
+    at_N: np.ndarray
+
+    def q(self, xs: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        return self.q_XKP.reshape(len(self.q_XKP), -1)[xs].take(self.at_T[steps], axis=1)
+
+    def v(self, xs: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        return self.v_XKS.reshape(len(self.v_XKS), -1)[xs].take(self.at_N[observations], axis=1)
+
+
+class Tabular:
+    """Frequencies and mean rewards of distinct observations, solved exactly. An observation-action pair that the
+    counted episodes lack takes the mean value of the pairs they have, each as often as it was logged."""
+
+    resamples = 400
+
+    def __init__(self, m: Material, limit: int = 3000) -> None:
+        if m.n_actions is None or m.probs_Nn is None:
+            raise OpeError("the tabular form needs discrete actions; use linear or network")
+        first_S, row_N = distinct(m.observation_Nd)
+        if len(first_S) > limit:
+            raise OpeError(
+                f"{len(first_S):,} distinct observations are too many for a table ({limit:,}); use linear or network"
+            )
+        self.m, self.S, self.A, self.probs_SA = m, len(first_S), m.n_actions, m.probs_Nn[first_S]
+        steps, self.P = len(m.next_T), len(first_S) * m.n_actions
+        self.pair_T = row_N[:steps] * self.A + m.action_T
+        self.at_T = m.togo_T * self.P + np.append(self.pair_T, 0)
+        self.at_N = m.togo_N * self.S + np.append(row_N, 0)
+        self.seen_EP = sparse.csr_matrix((np.ones(steps), (m.episode_T, self.pair_T)), (m.n_episodes, self.P))
+        on = m.goes_on_T > 0
+        # only transitions that were logged have an edge; they lie sorted by the pair that they leave
+        edges, edge_T = np.unique(self.pair_T[on] * self.S + row_N[m.next_T[on]], return_inverse=True)
+        self.moved_E = sparse.csr_matrix((np.ones(on.sum()), (m.episode_T[on], edge_T)), (m.n_episodes, len(edges)))
+        self.edge_from, self.edge_to = np.divmod(edges, self.S)
+        self.from_pairs, self.first_edge = np.unique(self.edge_from, return_index=True)
+        self.how = f"tabular, {self.S} observations"
+
+    def size(self) -> int:
+        return (self.m.horizon + 1) * self.P * 2
+
+    def fit(self, reward_T: np.ndarray, count_XE: np.ndarray, seed: int = 0) -> Fitted:
+        m, X = self.m, len(count_XE)
+        n_XP = count_XE @ self.seen_EP
+        got_EP = sparse.csr_matrix((reward_T, (m.episode_T, self.pair_T)), self.seen_EP.shape)
+        known_XP = n_XP > 0
+        per_XP = np.where(known_XP, 1 / np.maximum(n_XP, 1e-300), 0.0)
+        reward_XP = (count_XE @ got_EP) * per_XP
+        edge_X = (count_XE @ self.moved_E) * per_XP[:, self.edge_from] * m.discount
+        weight_XP, complete = n_XP / np.maximum(n_XP.sum(axis=1, keepdims=True), 1e-300), bool(known_XP.all())
+        q_XKP, v_XKS = np.zeros((X, m.horizon + 1, self.P)), np.zeros((X, m.horizon + 1, self.S))
+        for k in range(1, m.horizon + 1):
+            q = reward_XP.copy()
+            if len(self.edge_to):
+                q[:, self.from_pairs] += np.add.reduceat(
+                    edge_X * v_XKS[:, k - 1, self.edge_to], self.first_edge, axis=1
+                )
+            if not complete:
+                q = np.where(known_XP, q, (weight_XP * q).sum(axis=1, keepdims=True))
+            q_XKP[:, k] = q
+            v_XKS[:, k] = (q.reshape(X, self.S, self.A) * self.probs_SA).sum(axis=2)
+        return _Tables(q_XKP, v_XKS, self.at_T, self.at_N)
+
+    def unseen(self) -> float:
+        """The policy's probability, over logged steps, of actions that nobody logged at that observation."""
+        n_P = np.bincount(self.pair_T, minlength=self.P).reshape(self.S, self.A)
+        return float((n_P.sum(axis=1)[:, None] * self.probs_SA * (n_P == 0)).sum() / n_P.sum())
+
+
+@dataclass(frozen=True)
+class _Lines:
+    theta_XKD: np.ndarray
+    phi_TD: np.ndarray
+    expected_ND: np.ndarray
+    togo_T: np.ndarray
+    togo_N: np.ndarray
+    low_K: np.ndarray
+    high_K: np.ndarray
+
+    def q(self, xs: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        return self._read(self.phi_TD, self.togo_T, xs, steps)
+
+    def v(self, xs: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        return self._read(self.expected_ND, self.togo_N, xs, observations)
+
+    def _read(self, features: np.ndarray, togo: np.ndarray, xs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        flat = rows.ravel()
+        k, feature = togo[flat], features[np.minimum(flat, len(features) - 1)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = np.stack(
+                [np.einsum("rd,rd->r", feature, self.theta_XKD[x][k]) for x in np.arange(len(self.theta_XKD))[xs]]
+            )
+        found = np.clip(np.nan_to_num(found, nan=0.0, posinf=np.inf, neginf=-np.inf), self.low_K[k], self.high_K[k])
+        return found.reshape(-1, *rows.shape)
+
+
+class Linear:
+    """Least squares on 1, the standardised observation, its squares and (up to 12 numbers) products: for each discrete
+    action apart, or with the continuous action as further numbers. A small ridge. Answers are cut to what the logged
+    rewards could add up to, for the iteration may diverge."""
+
+    resamples = 200
+
+    def __init__(self, m: Material, ridge: float = 1e-4) -> None:
+        self.m, self.ridge = m, ridge
+        steps = len(m.next_T)
+        x = _standard(m.observation_Nd)
+        if m.n_actions is not None:
+            assert m.probs_Nn is not None
+            f = _squares(x)
+            self.phi_TD = (np.eye(m.n_actions)[m.action_T][:, :, None] * f[:steps, None, :]).reshape(steps, -1)
+            self.expected_ND = (m.probs_Nn[:, :, None] * f[:, None, :]).reshape(len(x), -1)
+        else:
+            assert m.draws_NmA is not None
+            centre, scale = m.action_T.mean(axis=0), m.action_T.std(axis=0) + 1e-8
+            self.phi_TD = _squares(np.concatenate([x[:steps], (m.action_T - centre) / scale], axis=1))
+            draws = [(m.draws_NmA[:, i] - centre) / scale for i in range(m.draws_NmA.shape[1])]
+            self.expected_ND = np.mean([_squares(np.concatenate([x, a], axis=1)) for a in draws], axis=0)
+        self.how = f"linear, {self.phi_TD.shape[1]} features"
+
+    def size(self) -> int:
+        return (self.m.horizon + 1) * self.phi_TD.shape[1]
+
+    def fit(self, reward_T: np.ndarray, count_XE: np.ndarray, seed: int = 0) -> Fitted:
+        m, D = self.m, self.phi_TD.shape[1]
+        after = m.discount * m.goes_on_T[:, None] * self.expected_ND[m.next_T]
+        target = np.column_stack([reward_T, after])
+        theta_XKD = np.zeros((len(count_XE), m.horizon + 1, D))
+        for theta_KD, count_E in zip(theta_XKD, count_XE, strict=True):
+            count_T = count_E[m.episode_T]
+            weighted = self.phi_TD * count_T[:, None]
+            gram = weighted.T @ self.phi_TD + self.ridge * count_T.sum() / max(m.n_actions or 1, 1) * np.eye(D)
+            solved = np.linalg.solve(gram, weighted.T @ target)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for k in range(1, m.horizon + 1):
+                    theta_KD[k] = solved[:, 0] + solved[:, 1:] @ theta_KD[k - 1]
+        # k rewards between the least and the most logged (or an ended episode's 0) could sum to this
+        times_K = np.cumsum(np.append(0.0, m.discount ** np.arange(m.horizon)))
+        low_K, high_K = min(reward_T.min(), 0.0) * times_K, max(reward_T.max(), 0.0) * times_K
+        return _Lines(theta_XKD, self.phi_TD, self.expected_ND, m.togo_T, m.togo_N, low_K, high_K)
+
+
+FORMS: dict[str, type] = {"tabular": Tabular, "linear": Linear}
+
+
+def make(form: str, m: Material) -> Model:
+    """The form of that name. "auto": a table where there are discrete actions and at least 20 steps for each distinct
+    observation, else linear."""
+    if form == "auto":
+        few = m.n_actions is not None and len(distinct(m.observation_Nd)[0]) * 20 <= len(m.next_T)
+        form = "tabular" if few else "linear"
+    if form not in FORMS:
+        raise OpeError(f"model {form!r}: one of auto, {', '.join(FORMS)}")
+    made: Model = FORMS[form](m)
+    return made
+
+
+def _standard(x: np.ndarray) -> np.ndarray:
+    spread = x.std(axis=0)
+    return (x - x.mean(axis=0)) / np.where(spread > 1e-8, spread, 1.0)
+
+
+def _squares(z: np.ndarray) -> np.ndarray:
+    d = z.shape[1]
+    if d <= 12:
+        i, j = np.triu_indices(d)
+        return np.concatenate([np.ones((len(z), 1)), z, z[:, i] * z[:, j]], axis=1)
+    return np.concatenate([np.ones((len(z), 1)), z, z**2], axis=1)
