@@ -49,6 +49,11 @@ def product(a_MI: Tensor, b_OI: Tensor) -> Tensor:
     return quick(a_MI, b_OI)
 
 
+def quicker(a_MI: Tensor, b_OI: Tensor) -> bool:
+    """Whether `product` asks oneDNN for these."""
+    return len(a_MI) * b_OI.numel() >= LEAST and _suits(a_MI) and _suits(b_OI) and _onednn() is not None
+
+
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b over the last axis. Differentiable, once where oneDNN computes it."""
     rows = x.numel() // weight_OI.shape[1]
