@@ -23,6 +23,7 @@ from holdfast.data.read import read_files
 from holdfast.data.records import Judgement
 from holdfast.data.splits import Split, load_split, make_split
 from holdfast.data.views import Comparisons, comparisons
+from holdfast.data.weights import ZERO, judgement_weights
 from holdfast.errors import DataError, IntegrityError, RecipeError
 from holdfast.evaluation.shortcuts import BagOfWords, longer, plain_text, transcript
 from holdfast.evaluation.table import (
@@ -61,7 +62,7 @@ from holdfast.language.reference import (
 )
 from holdfast.language.scoring import PolicyScorer, RewardScorer
 from holdfast.language.scratch import dataset_texts, make_model, train_tokenizer
-from holdfast.language.terms import Asked, View, apart, fed, feed, read_objective
+from holdfast.language.terms import Asked, Fed, View, apart, fed, feed, read_objective, refuse_weights
 from holdfast.language.tokens import Tokens, decode_pieces, tokenise, tokenizer_digest, tokens_of
 from holdfast.recipe import Recipe, ReferenceTable, TrackTable, load_recipe
 from holdfast.report.page import write_report
@@ -180,6 +181,8 @@ def resume(run: str | Path, quiet: bool = False, allow_environment_change: bool 
 def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     """Everything before the first step: data, split, base, tokens, objective. Writes the resolved recipe and the split."""
     asked = read_objective(recipe.objective)
+    if recipe.data.weights is not None:
+        refuse_weights(asked.terms)
     dataset = open_dataset(recipe.data.dataset)
     if recipe.data.root not in (None, dataset.root):
         raise IntegrityError(f"dataset {dataset.path} has root {dataset.root}, the recipe wants {recipe.data.root}")
@@ -215,6 +218,11 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     held_out = held_out[np.isin(held_out, used)]
     if not len(train_rows):
         raise _nothing_left(dataset, asked, left_out)
+    weights = judgement_weights(dataset, train_rows, recipe.data.weights) if recipe.data.weights is not None else None
+    if weights is not None:
+        light = weights.of[train_rows] == 0
+        left_out += [(int(row), ZERO) for row in train_rows[light]]
+        train_rows = train_rows[~light]
     longest = longest_input(model)
     if longest is not None and tokens.facts["longest"] > longest:
         raise DataError(
@@ -234,7 +242,9 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
         # transformers' newer name first
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    objective = _objective(recipe, asked, model, tokenizer, tokens, final, base, dataset)
+    row_weight = weights.of if weights is not None else None
+    terms = [fed(term, view, tokens, row_weight) for term, view in zip(asked.terms, final, strict=True)]
+    objective = _objective(recipe, asked, model, tokenizer, tokens, terms, base, dataset)
     rows = Rows(
         [dataset.row_id(i) for i in train_rows.tolist()], dataset.prompt_of[train_rows].astype(np.int64), train_rows
     )
@@ -246,6 +256,7 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
         "tokens": {"key": tokens.key, **tokens.facts},
         "compute": {"path": objective.wrapped.compute, "why": objective.wrapped.why},
         "left_out": _counts(left_out),
+        **({"weights": weights.facts} if weights is not None else {}),
         **({"adapter": adapter_facts(model, adapter)} if adapter is not None else {}),
     }
     return Prepared(recipe, dataset, tokenizer, objective, rows, held_out if len(held_out) else None, facts, left_out)
@@ -267,7 +278,7 @@ def _base(
         train(
             recipe.model_copy(
                 update={
-                    "data": recipe.data.model_copy(update={"score_margin": 0.0}),
+                    "data": recipe.data.model_copy(update={"score_margin": 0.0, "weights": None}),
                     "objective": {"kind": "sft"},
                     "train": scratch.train,
                     "reference": None,
@@ -318,13 +329,12 @@ def _objective(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     tokens: Tokens,
-    views: Sequence[View],
+    terms: Sequence[Fed],
     base: str,
     dataset: Dataset,
 ) -> LanguageObjective:
-    """The objective that [objective] names, its terms fed with what the dataset has for each."""
+    """The objective that [objective] names, over its fed terms."""
     micro = recipe.train.micro_batch or recipe.train.batch
-    terms = [fed(term, view, tokens) for term, view in zip(asked.terms, views, strict=True)]
     judge: RewardScorer | PolicyScorer
     if asked.kind == "reward":
         _reference_kind(recipe, asked)

@@ -79,6 +79,26 @@ class SplitTable(Table):
         return self
 
 
+class WeightTable(Table):
+    """[data.weights]: what a judgement weighs in the loss: the product of what is named, scaled to a mean of 1 over the rows trained on."""
+
+    reliability: Literal["dawid-skene"] | None = Field(
+        None, description="2 q - 1 for an annotator who is right with chance q; coin flips weigh nothing"
+    )
+    balance: tuple[str, ...] = Field(
+        (),
+        description="columns whose cells weigh the same in all: category, source, annotator, licence, extra.NAME; length (of the prompt: "
+        "short, medium, long), longer (whether the preferred response is the longer one)",
+    )
+    column: str | None = Field(None, description="a column of numbers, such as extra.weight; a row without one weighs 1")
+
+    @model_validator(mode="after")
+    def _weigh_something(self) -> WeightTable:
+        if self.reliability is None and not self.balance and self.column is None:
+            raise ValueError("name what to weigh by: reliability, balance or column")
+        return self
+
+
 class DataTable(Table):
     """[data]: the frozen dataset and its split. `root`, where given, must be the dataset's root."""
 
@@ -88,6 +108,7 @@ class DataTable(Table):
         0.0, ge=0, description="scores of one prompt are compared where they differ by more than this"
     )
     split: SplitTable = SplitTable()
+    weights: WeightTable | None = None
 
 
 class TrainTable(Table):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import orjson
 
 from holdfast.data.dataset import Dataset
+from holdfast.data.text import plain_text
 from holdfast.errors import DataError, RecipeError
 
 PLAIN = ("kind", "annotator", "annotator_kind", "category", "licence", "rubric")
@@ -32,3 +34,22 @@ def values(ds: Dataset, name: str) -> list[tuple[Any, ...]]:
     if not any(column):
         raise DataError(f"no row has an extra column {key!r}")
     return column
+
+
+def longer(ds: Dataset, rows: np.ndarray) -> dict[int, str | None]:
+    """Whether each of these rows prefers the "longer" or the "shorter" response (characters); None where neither."""
+    kinds, said = ds.column("kind"), ds.column("value")
+    decided = [
+        r
+        for r in np.asarray(rows).tolist()
+        if kinds[r] == "pair" or (kinds[r] == "soft" and said[r] != 0.5)  # frozen with the likelier one first
+    ]
+    used = np.unique(ds.responses_of.take(np.array(decided, np.int64)).flat)
+    length = np.zeros(ds.n_responses, np.int64)
+    length[used] = [len(plain_text(c) or "") for c in ds.response_contents(used)]
+    found: dict[int, str | None] = dict.fromkeys(np.asarray(rows).tolist())
+    for row in decided:
+        a, b = length[ds.responses_of[row]].tolist()
+        if a != b:
+            found[row] = "longer" if a > b else "shorter"
+    return found

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from holdfast.data.columns import values
+from holdfast.data.columns import longer, values
 from holdfast.data.dataset import Dataset, canonical_json, open_dataset
 from holdfast.data.export import records as records_of
 from holdfast.data.freeze import canonical, freeze_records
@@ -32,7 +32,6 @@ from holdfast.data.inspect.material import Texts
 from holdfast.data.inspect.near import across, near
 from holdfast.data.inspect.outside import read_outside
 from holdfast.data.records import Judgement
-from holdfast.data.text import plain_text
 from holdfast.errors import DataError, RecipeError
 from holdfast.recipe import bind, unknown_key
 
@@ -269,18 +268,11 @@ def _drawn(stock: Stock, seed: int) -> Iterator[int]:
 
 def _longer(stock: Stock) -> list[str]:
     """Whether each row prefers the "longer" or the "shorter" response (characters), "" where neither."""
-    ds, out = stock.ds, [""] * stock.ds.n_judgements
-    length = np.zeros(ds.n_responses, np.int64)
-    for start, contents in ds.iter_contents("responses"):
-        length[start : start + len(contents)] = [len(plain_text(c) or "") for c in contents]
-    kinds, values = ds.column("kind"), ds.column("value")
-    for row in stock.rows.tolist():
-        if kinds[row] == "pair" or (kinds[row] == "soft" and values[row] != 0.5):
-            a, b = length[ds.responses_of[row]].tolist()
-            if stock.to.get(row) == "swap":
-                a, b = b, a
-            if a != b and stock.to.get(row) != "tie":
-                out[row] = "longer" if a > b else "shorter"
+    out = [""] * stock.ds.n_judgements
+    other = {"longer": "shorter", "shorter": "longer"}
+    for row, side in longer(stock.ds, stock.rows).items():
+        if side is not None and stock.to.get(row) != "tie":
+            out[row] = other[side] if stock.to.get(row) == "swap" else side
     return out
 
 

@@ -372,7 +372,8 @@ class LanguageObjective:
         """Of good and bad labels their weight, and the balance that kto's paper keeps between 1 and 4/3."""
         if not isinstance(f, FedLabels):
             return {}
-        good, bad = float(f.view.weight[f.view.good].sum()), float(f.view.weight[~f.view.good].sum())
+        weight = f.weights(np.arange(len(f.view)))
+        good, bad = float(weight[f.view.good].sum()), float(weight[~f.view.good].sum())
         if not good or not bad:
             raise RecipeError(
                 f"[objective] {f.term.name} needs good and bad responses; there are {good:g} good and {bad:g} bad: take sft for good ones alone"

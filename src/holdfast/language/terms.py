@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -213,12 +213,12 @@ class Said:
 
 
 class Fed:
-    """A term with the examples that the dataset feeds it."""
+    """A term with the examples that the dataset feeds it. row_weight: (N,) what each judgement of the dataset weighs; None: one each."""
 
     view: View
 
-    def __init__(self, term: Term, row: np.ndarray):
-        self.term, self.function = term, term.function
+    def __init__(self, term: Term, row: np.ndarray, row_weight: np.ndarray | None = None):
+        self.term, self.function, self.row_weight = term, term.function, row_weight
         order = np.argsort(row, kind="stable")
         rows, first, count = np.unique(row[order], return_index=True, return_counts=True)
         self.rows = rows
@@ -234,7 +234,9 @@ class Fed:
         return None if at is None else int(self.view.prompt[at[0]])
 
     def normaliser(self, rows: np.ndarray) -> float:
-        """Judgements: each weighs one, however many examples it makes."""
+        """Judgements: each weighs one, however many examples it makes, or what [data.weights] says."""
+        if self.row_weight is not None:
+            return float(sum(self.row_weight[row] for row in rows.tolist() if row in self._at))
         return float(sum(int(row) in self._at for row in rows))
 
     def mentions(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -251,9 +253,13 @@ class Fed:
         """The loss per example (X,); a loss that couples rows: given the whole step's."""
         return self.function(*(q[n] for n in self.function.takes), **self.term.keys)
 
-    def weights(self, x: np.ndarray) -> np.ndarray:
-        """(X,) what an example weighs."""
+    def share(self, x: np.ndarray) -> np.ndarray:
+        """(X,) which part of its judgement an example is: 1 in all per judgement."""
         return np.ones(len(x))
+
+    def weights(self, x: np.ndarray) -> np.ndarray:
+        """(X,) what an example weighs in the loss."""
+        return self.share(x) if self.row_weight is None else self.share(x) * self.row_weight[self.view.row[x]]
 
     def metrics(self, x: np.ndarray, batch: packing.Batch, of: Mapping[str, Tensor], step: np.ndarray) -> Sums:
         """Under TRL's names. of: as in `Said`, without graph. step: all of the step's examples."""
@@ -266,14 +272,14 @@ class Fed:
 class FedPairs(Fed):
     view: Comparisons
 
-    def __init__(self, term: Term, view: Comparisons):
-        super().__init__(term, view.row)
+    def __init__(self, term: Term, view: Comparisons, row_weight: np.ndarray | None = None):
+        super().__init__(term, view.row, row_weight)
         self.view = view
 
     def mentions(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.repeat(self.view.prompt[x], 2), np.stack([self.view.a[x], self.view.b[x]], axis=1).ravel()
 
-    def weights(self, x: np.ndarray) -> np.ndarray:
+    def share(self, x: np.ndarray) -> np.ndarray:
         return self.view.weight[x]
 
     def quantities(
@@ -337,8 +343,8 @@ class FedPairs(Fed):
 class FedLists(Fed):
     view: Rankings
 
-    def __init__(self, term: Term, view: Rankings):
-        super().__init__(term, view.row)
+    def __init__(self, term: Term, view: Rankings, row_weight: np.ndarray | None = None):
+        super().__init__(term, view.row, row_weight)
         self.view = view
 
     def mentions(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -387,14 +393,14 @@ class FedLists(Fed):
 class FedLabels(Fed):
     view: Labels
 
-    def __init__(self, term: Term, view: Labels):
-        super().__init__(term, view.row)
+    def __init__(self, term: Term, view: Labels, row_weight: np.ndarray | None = None):
+        super().__init__(term, view.row, row_weight)
         self.view = view
 
     def mentions(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.view.prompt[x], self.view.response[x]
 
-    def weights(self, x: np.ndarray) -> np.ndarray:
+    def share(self, x: np.ndarray) -> np.ndarray:
         return self.view.weight[x]
 
     def quantities(
@@ -433,16 +439,18 @@ class FedLabels(Fed):
 class FedPreferred(Fed):
     view: Preferred
 
-    def __init__(self, term: Term, view: Preferred, tokens: Tokens):
-        super().__init__(term, view.row)
+    def __init__(self, term: Term, view: Preferred, tokens: Tokens, row_weight: np.ndarray | None = None):
+        super().__init__(term, view.row, row_weight)
         self.view, self._lengths = view, tokens.responses.lengths
 
     def mentions(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.view.prompt[x], self.view.response[x]
 
     def normaliser(self, rows: np.ndarray) -> float:
-        """Response tokens."""
-        return float(self._lengths[self.view.response[self.examples(rows)]].sum())
+        """Response tokens; those of a judgement that weighs two count twice."""
+        x = self.examples(rows)
+        lengths = self._lengths[self.view.response[x]]
+        return float(lengths.sum() if self.row_weight is None else (lengths * self.weights(x)).sum())
 
     def quantities(
         self, x: np.ndarray, batch: packing.Batch, said: Said, given: Mapping[str, Tensor]
@@ -487,15 +495,25 @@ def apart(view: Comparisons, tokens: Tokens) -> Comparisons:
     return view.only(np.array(differ, dtype=bool), SAME_TOKENS)
 
 
-def fed(term: Term, view: View, tokens: Tokens) -> Fed:
+def fed(term: Term, view: View, tokens: Tokens, row_weight: np.ndarray | None = None) -> Fed:
     """The term with its examples."""
     if isinstance(view, Comparisons):
-        return FedPairs(term, view)
+        return FedPairs(term, view, row_weight)
     if isinstance(view, Rankings):
-        return FedLists(term, view)
+        return FedLists(term, view, row_weight)
     if isinstance(view, Labels):
-        return FedLabels(term, view)
-    return FedPreferred(term, view, tokens)
+        return FedLabels(term, view, row_weight)
+    return FedPreferred(term, view, tokens, row_weight)
+
+
+def refuse_weights(terms: Sequence[Term]) -> None:
+    """RecipeError where [data.weights] cannot mean anything to a loss."""
+    for term in terms:
+        if term.function.couples_rows:
+            raise RecipeError(
+                f"[data.weights]: {term.function.name} compares the rows of a whole step with each other, in which none has a weight of its "
+                "own; leave [data.weights] out, or take another loss"
+            )
 
 
 def _past(at: Mapping[str, Tensor], batch: packing.Batch, said: Said) -> dict[str, Tensor]:
