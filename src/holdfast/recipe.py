@@ -90,7 +90,9 @@ class WeightTable(Table):
         description="columns whose cells weigh the same in all: category, source, annotator, licence, extra.NAME; length (of the prompt: "
         "short, medium, long), longer (whether the preferred response is the longer one)",
     )
-    column: str | None = Field(None, description="a column of numbers, such as extra.weight; a row without one weighs 1")
+    column: str | None = Field(
+        None, description="a column of numbers, such as extra.weight; a row without one weighs 1"
+    )
 
     @model_validator(mode="after")
     def _weigh_something(self) -> WeightTable:
@@ -250,7 +252,20 @@ class TrackTable(Table):
     )
 
 
-class Recipe(Table):
+class Written(Table):
+    """A whole recipe: what is written to a run's folder, and named by its digest."""
+
+    def to_toml(self) -> str:
+        import tomli_w
+
+        return tomli_w.dumps(_drop_none(self.model_dump(mode="json")))
+
+    def digest(self) -> str:
+        """SHA-256 of what the recipe says, less where things lie and are shown: a moved folder is the same recipe."""
+        return digest_of(tomllib.loads(self.to_toml()))
+
+
+class Recipe(Written):
     """All of a run. `objective` and `adapter` hold `kind` and that kind's own keys, bound when it is built."""
 
     run: RunTable = RunTable()
@@ -276,14 +291,92 @@ class Recipe(Table):
             raise ValueError('[adapter] needs kind = "lora", "dora", "vera", ...')
         return self
 
-    def to_toml(self) -> str:
-        import tomli_w
 
-        return tomli_w.dumps(_drop_none(self.model_dump(mode="json")))
+class ControlSplit(Table):
+    """[data.split]: a partition by episode. What is in neither part is `train`."""
 
-    def digest(self) -> str:
-        """SHA-256 of what the recipe says, less where things lie and are shown: a moved folder is the same recipe."""
-        return digest_of(tomllib.loads(self.to_toml()))
+    seed: int = 0
+    validation: Fraction = Field(0.1, description="share of episodes for held-out figures")
+    test: Fraction = Field(0.0, description="share of episodes that nothing is chosen on")
+
+
+class ControlData(Table):
+    """[data] of a control recipe: a frozen log of episodes and its split."""
+
+    dataset: str = Field(description="the log's folder")
+    root: str | None = Field(None, description="the root it must have")
+    split: ControlSplit = ControlSplit()
+
+
+class ControlTable(Table):
+    """[control]: networks, and how many learn at once. Its presence makes a recipe one of control."""
+
+    replicas: int = Field(1, ge=1, le=1000, description="members trained together: seeds run.seed, run.seed + 1, ...")
+    bootstrap: bool = Field(False, description="each member learns from its own resample of the episodes")
+    updates: Positive = Field(100, description="gradient updates in one step of the run")
+    hidden: tuple[Positive, ...] = Field((256, 256), description="widths of the hidden layers")
+    discount: float | tuple[float, ...] = Field(0.99, description="one, or one for each replica")
+    standardise: bool = Field(True, description="observations by the training episodes' mean and spread")
+    unequal_lengths: bool = Field(
+        False, description="whether segments of unequal length may be compared, by their sums"
+    )
+    start: str | None = Field(None, description="a run whose policy this one starts from")
+    reference: str | None = Field(None, description="cpl: a run whose policy the log-ratio is to")
+    simulate: str | None = Field(
+        None, description="an environment in which held-out figures play the policy; no training data"
+    )
+    episodes: Positive = Field(10, description="episodes played by each replica per evaluation")
+
+    @model_validator(mode="after")
+    def _discounts(self) -> ControlTable:
+        many = self.discount if isinstance(self.discount, tuple) else (self.discount,)
+        if len(many) not in (1, self.replicas) or not all(0 <= g <= 1 for g in many):
+            raise ValueError(
+                f"discount {self.discount} should be one number from 0 to 1, or one for each of {self.replicas} replicas"
+            )
+        return self
+
+
+class ControlTrain(TrainTable):
+    """[train] of a control recipe. `batch` counts rows (steps of the log, or judgements) per update and replica; `steps` counts
+    steps of the run, each of `[control] updates` updates."""
+
+    batch: Positive = 256
+    steps: Positive | None = 100
+    lr: float = Field(3e-4, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    clip: float = Field(0.0, ge=0, le=0, description="0: members must not clip each other")
+    checkpoint_every: Positive = 10
+
+    @model_validator(mode="after")
+    def _no_text(self) -> ControlTrain:
+        for key in ("micro_batch", "micro_tokens", "per_prompt", "epochs"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} has no effect in control; leave it out")
+        if self.weight_decay:
+            raise ValueError("weight_decay has no effect in control; leave it out")
+        return self
+
+
+class ControlRecipe(Written):
+    """All of a control run. `objective` holds `kind` and that algorithm's own keys."""
+
+    run: RunTable = RunTable()
+    data: ControlData
+    control: ControlTable
+    objective: dict[str, Any]
+    train: ControlTrain = ControlTrain()
+    track: TrackTable = TrackTable()
+
+    @model_validator(mode="after")
+    def _kind(self) -> ControlRecipe:
+        if not isinstance(self.objective.get("kind"), str):
+            raise ValueError('[objective] needs kind = "cql", "iql", "bc", ...')
+        if self.run.device != "cpu" or self.run.dtype != "float32":
+            raise ValueError("[run] control computes on the cpu in float32: its networks are small")
+        if self.run.checkpointing is not None or self.run.parallel is not None:
+            raise ValueError("[run] checkpointing and parallel have no effect in control; leave them out")
+        return self
 
 
 def digest_of(said: Mapping[str, Any]) -> str:
@@ -291,14 +384,30 @@ def digest_of(said: Mapping[str, Any]) -> str:
 
     Paths are left out: the dataset's root and the base model's digest, which the ledger commits to beside this, say what lay there.
     """
-    paths = {"data": ("dataset", "root"), "model": ("path",), "reference": ("path",)}
+    paths = {
+        "data": ("dataset", "root"),
+        "model": ("path",),
+        "reference": ("path",),
+        "control": ("start", "reference"),
+    }
     said = {t: table for t, table in said.items() if t != "track"}  # where figures are shown
     kept = {t: {k: v for k, v in table.items() if k not in paths.get(t, ())} for t, table in said.items()}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], settings: Sequence[str] = ()) -> Recipe:
-    """A recipe from a TOML file or a mapping, with `key=value` settings (dotted keys, TOML values) laid over it.
+    """As `read_recipe`, where text is to be learnt from: a control recipe is a RecipeError."""
+    recipe = read_recipe(source, settings)
+    if isinstance(recipe, ControlRecipe):
+        where = "recipe" if isinstance(source, Mapping) else str(source)
+        raise RecipeError(
+            f"{where} has a table [control]: it trains on episodes, and what was asked needs prompts and responses"
+        )
+    return recipe
+
+
+def read_recipe(source: str | Path | Mapping[str, Any], settings: Sequence[str] = ()) -> Recipe | ControlRecipe:
+    """A recipe, of control where it has a table [control], from a TOML file or a mapping, with `key=value` settings (dotted keys, TOML values) laid over it.
 
     Raises RecipeError naming the key, its value and what is allowed.
     """
@@ -317,7 +426,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], settings: Sequence[str] 
             raise RecipeError(f"recipe {where} is not TOML: {problem}") from None
     for setting in settings:
         _lay_over(said, setting)
-    return parse(Recipe, said, where)
+    return parse(ControlRecipe, said, where) if "control" in said else parse(Recipe, said, where)
 
 
 def parse(schema: type[T], said: Mapping[str, Any], where: str) -> T:
