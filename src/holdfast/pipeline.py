@@ -36,6 +36,7 @@ from holdfast.evaluation.table import (
 )
 from holdfast.language.adapters import attach, bind_adapter, is_adapted, merged, save_adapter, trained_on
 from holdfast.language.adapters import facts as adapter_facts
+from holdfast.language.debias import Nuisance, leaning, nuisance
 from holdfast.language.objectives import LanguageObjective
 from holdfast.language.planning import by_prompt
 from holdfast.language.policy import (
@@ -183,6 +184,7 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     asked = read_objective(recipe.objective)
     if recipe.data.weights is not None:
         refuse_weights(asked.terms)
+    leant = leaning(asked) if recipe.debias is not None else None
     dataset = open_dataset(recipe.data.dataset)
     if recipe.data.root not in (None, dataset.root):
         raise IntegrityError(f"dataset {dataset.path} has root {dataset.root}, the recipe wants {recipe.data.root}")
@@ -244,7 +246,12 @@ def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
         enable({"use_reentrant": False})
     row_weight = weights.of if weights is not None else None
     terms = [fed(term, view, tokens, row_weight) for term, view in zip(asked.terms, final, strict=True)]
-    objective = _objective(recipe, asked, model, tokenizer, tokens, terms, base, dataset)
+    beside = None
+    if recipe.debias is not None and leant is not None:
+        view, own = final[leant], terms[leant].weights(np.arange(len(final[leant])))
+        assert isinstance(view, Comparisons)
+        beside = leant, nuisance(recipe.debias, dataset, view, own, train_rows)
+    objective = _objective(recipe, asked, model, tokenizer, tokens, terms, base, dataset, beside)
     rows = Rows(
         [dataset.row_id(i) for i in train_rows.tolist()], dataset.prompt_of[train_rows].astype(np.int64), train_rows
     )
@@ -283,6 +290,7 @@ def _base(
                     "train": scratch.train,
                     "reference": None,
                     "adapter": None,
+                    "debias": None,
                     "track": TrackTable(),
                 }
             ),
@@ -332,6 +340,7 @@ def _objective(
     terms: Sequence[Fed],
     base: str,
     dataset: Dataset,
+    beside: tuple[int, Nuisance] | None = None,
 ) -> LanguageObjective:
     """The objective that [objective] names, over its fed terms."""
     micro = recipe.train.micro_batch or recipe.train.batch
@@ -360,6 +369,7 @@ def _objective(
         micro_tokens=recipe.train.micro_tokens,
         seed=recipe.run.seed,
         row_ids=dataset.row_ids if asked.ensemble.heads > 1 else None,
+        beside=beside,
     )
 
 

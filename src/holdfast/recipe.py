@@ -236,6 +236,19 @@ class TextTable(Table):
     )
 
 
+class DebiasTable(Table):
+    """[debias]: surface features with a term of their own beside the reward's margin while training, left out of every score."""
+
+    features: tuple[str, ...] = Field(
+        min_length=1,
+        description="length (characters), words, lines, bullets, numbered items, headings, bold, code, refusal and more (an unknown one is told "
+        "all), position (which was shown first); each as the difference of the two responses",
+    )
+    rate: float = Field(
+        0.05, ge=0, le=1, description="share of a Newton step their weights take after each step; 0 holds the first fit"
+    )
+
+
 class EvaluateTable(Table):
     """[evaluate]: what follows training."""
 
@@ -279,6 +292,7 @@ class Recipe(Written):
         description="`kind` (lora, dora, rslora, pissa, olora, loha, lokr, vera, randlora, delora, gralora, ia3, oft, boft, hra, miss, "
         "ln_tuning), the keys that peft gives that kind, and `merge = true` for a merged model beside the adapter",
     )
+    debias: DebiasTable | None = None
     train: TrainTable = TrainTable(epochs=1)
     evaluate: EvaluateTable = EvaluateTable()
     track: TrackTable = TrackTable()

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from holdfast.errors import IntegrityError, RecipeError
 from holdfast.language import packing
+from holdfast.language.debias import Nuisance
 from holdfast.language.planning import by_prompt, micro_batches, mismatched, within_tokens
 from holdfast.language.reference import COARSE
 from holdfast.language.scoring import PolicyScorer, RewardScorer
-from holdfast.language.terms import Fed, FedLabels, Said
+from holdfast.language.terms import Fed, FedLabels, FedPairs, Said
 from holdfast.losses import kto_z0
 from holdfast.training.determinism import derive
 from holdfast.training.objective import Sums
@@ -41,13 +42,14 @@ class Step:
 
     rows: all of its rows; batches: of several processes this one's.
     scale: what each term's sum is multiplied by, so that the terms' weighted means come out when the loop divides by the rows.
-    seen: per term with state, what its update needs of each batch. whole, z0: found when first asked for.
+    seen: per term with state, what its update needs of each batch. margins: the same for the nuisance term. whole, z0: found when first asked for.
     """
 
     rows: np.ndarray
     scale: list[float]
     batches: list[Batch] = field(default_factory=list)
     seen: dict[int, list[tuple[np.ndarray, dict[str, Tensor]]]] = field(default_factory=dict)
+    margins: list[tuple[np.ndarray, dict[str, Tensor]]] = field(default_factory=list)
     whole: dict[int, Coupled] | None = None
     z0: dict[int, Tensor] = field(default_factory=dict)
 
@@ -79,6 +81,7 @@ class LanguageObjective:
 
     micro_batch, micro_tokens: most judgements, and where given most tokens, of one forward.
     fed: the terms with their examples; several make a weighted sum. row_ids: the rows' digests, by number (a bootstrap is drawn from them).
+    beside: the number of a term and the nuisance term that stands beside its margins.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class LanguageObjective:
         micro_tokens: int | None = None,
         seed: int = 0,
         row_ids: Sequence[str] | None = None,
+        beside: tuple[int, Nuisance] | None = None,
     ):
         self.ranks = here()
         self.scorer, self.fed, self.micro_batch, self.micro_tokens = scorer, list(fed), micro_batch, micro_tokens
@@ -100,6 +104,11 @@ class LanguageObjective:
         self.rows = np.unique(np.concatenate([f.rows for f in self.fed]))
         self.seed = seed
         self._ids = row_ids
+        self._leant, self.nuisance = beside if beside is not None else (-1, None)
+        if beside is not None:
+            leant = self.fed[self._leant]
+            assert isinstance(leant, FedPairs)
+            leant.beside = self.nuisance
         self._state = {
             (k, name): torch.zeros((), device=self.model.device)
             for k, f in enumerate(self.fed)
@@ -183,6 +192,8 @@ class LanguageObjective:
             if not len(x):
                 continue
             part = self._part(k, x, batch, said, coupling.get(k))
+            if k == self._leant and isinstance(f, FedPairs):
+                batch.step.margins.append((x, {"margin": f.margins(x, batch.forward, of)}))
             scale = batch.step.scale[k]
             parts.append(part if scale == 1.0 else part * scale)
             before = f"{f.term.name}/" if len(self.fed) > 1 else ""
@@ -348,6 +359,8 @@ class LanguageObjective:
             facts = {"terms": [{**t, "weight": f.term.weight} for t, f in zip(terms, self.fed, strict=True)]}
         if self.ensemble is not None and self.ensemble.heads > 1:
             facts |= {"heads": self.ensemble.heads, "bootstrap": self.ensemble.bootstrap}
+        if self.nuisance is not None:
+            facts = {**facts, "debias": self.nuisance.facts}
         if self.reference is None:
             return facts
         if not self.reference.is_start:
@@ -393,15 +406,26 @@ class LanguageObjective:
             at = torch.from_numpy(np.argsort(x, kind="stable")).to(state.device)
             whole = {n: q[at] for n, q in quantities.items()}
             self._state[k, name] = f.function.updates[name](state, **whole, **f.term.updates[name]).to(state.dtype)
-        return self.reference.after_step(step) if self.reference is not None else {}
+        said = self.reference.after_step(step) if self.reference is not None else {}
+        if self.nuisance is not None:
+            assert taken is not None
+            x, quantities, _ = self._gathered([x for x, _ in taken.margins], [q for _, q in taken.margins])
+            at = np.argsort(x, kind="stable")
+            coef = self.nuisance.learn(x[at], quantities["margin"][torch.from_numpy(at)] if len(x) else torch.zeros(0))
+            said = {**said, "debias": coef}
+        return said
 
     def extra_state(self) -> dict[str, Tensor]:
         own = {self._named(k, name): value for (k, name), value in self._state.items()}
+        if self.nuisance is not None:
+            own |= self.nuisance.state()
         return {**own, **(self.reference.state() if self.reference is not None else {})}
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
         for k, name in self._state:
             self._state[k, name] = state[self._named(k, name)].to(self.model.device)
+        if self.nuisance is not None:
+            self.nuisance.load_state(state)
         if self.reference is not None:
             self.reference.load_state(state)
 

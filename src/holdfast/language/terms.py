@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -269,8 +269,15 @@ class Fed:
         return RecipeError(f"[objective] loss {self.function.name!r} needs {name!r}, which this objective cannot give")
 
 
+class Voice(Protocol):
+    """What speaks beside the reward in a term's pairs: `debias.Nuisance`."""
+
+    def lean(self, quantities: Mapping[str, Tensor], x: np.ndarray, term: Term) -> dict[str, Tensor]: ...
+
+
 class FedPairs(Fed):
     view: Comparisons
+    beside: Voice | None = None
 
     def __init__(self, term: Term, view: Comparisons, row_weight: np.ndarray | None = None):
         super().__init__(term, view.row, row_weight)
@@ -304,7 +311,12 @@ class FedPairs(Fed):
                 found[name] = said.of[stem][at[side]]
             else:
                 raise self._unknown(name)
-        return found
+        return found if self.beside is None else self.beside.lean(found, x, self.term)
+
+    def margins(self, x: np.ndarray, batch: packing.Batch, of: Mapping[str, Tensor]) -> Tensor:
+        """(X,) how much higher the implicit reward of a is than that of b."""
+        reward_R = self.term.reward(of)
+        return reward_R[batch.where(self.view.a[x])] - reward_R[batch.where(self.view.b[x])]
 
     def values(self, x: np.ndarray, q: Mapping[str, Tensor]) -> Tensor:
         if self.function.couples_rows:
