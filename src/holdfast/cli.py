@@ -377,7 +377,9 @@ def score(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="RUN|DATASET", help="A run folder, a dataset folder or a log of episodes.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|DATASET", help="A run folder, a dataset folder or a log of episodes.")
+    ],
     head: Annotated[str | None, typer.Option(help="The published ledger head: also shows a ledger cut short.")] = None,
     json: Json = False,
 ) -> None:
@@ -502,6 +504,9 @@ def inspect(
     ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens at which training will cut prompt and response.")] = 2048,
     only: Annotated[list[str] | None, typer.Option(help="A detector to run; may be given again.")] = None,
+    power: Annotated[
+        bool, typer.Option("--power", help="Plant each fault in copies of the dataset: what would have been found?")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of resamples, folds and samples.")] = 0,
     json: Json = False,
 ) -> None:
@@ -519,6 +524,7 @@ def inspect(
         tokenizer=tokenizer,
         max_length=max_length,
         only=only or None,
+        power=power,
         seed=seed,
         progress=None if json or not err.is_terminal else lambda name: err.print(f"looking at {name}", style="dim"),
     )
@@ -541,8 +547,24 @@ def inspect(
     out.print(table)
     for name, why in found.skipped.items():
         out.print(f"not looked at: {name}: {escape(why)}", style="dim")
+    if found.power is not None:
+        _print_power(found.power)
     if output is not None:
         out.print(f"{escape(str(output / 'inspect.html'))}", soft_wrap=True)
+
+
+def _print_power(power: Any) -> None:
+    table = Table(title=f"Faults planted in {power.copies} copies each", title_justify="left")
+    for name in ("planted", "found nine times in ten from", "false alarms"):
+        table.add_column(name)
+    for p in power.faults:
+        table.add_row(escape(p.fault.name), escape(p.said()), "-" if p.why else f"{p.alarms} of {p.clean}")
+    out.print(table)
+    if power.near:
+        some = ", ".join(f"{100 * n['words replaced']:g} %: {100 * n['recognised']:.0f} %" for n in power.near)
+        out.print(f"near-duplicates recognised by the share of words replaced: {some}", soft_wrap=True)
+    for name, what in power.blind.items():
+        out.print(f"{name} cannot see: {escape(what)}", style="dim", soft_wrap=True)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,14 @@ from holdfast.data.inspect.stats import Interval, Resamples
 
 TOPICS = 64
 MOST_PROMPTS = 20_000  # prompts that clusters are fitted on
+FINE = 30  # prompts in a small cluster, on average
 LENGTHS = ("short", "medium", "long")
 
 
 @dataclass(frozen=True)
 class Map:
     """Prompts by topic. numbers: (n,) the prompts looked at; places: (n, d) unit vectors; cluster: (n,) and its names;
-    target, target_cluster: the same of the target prompts.
+    target, target_cluster: the same of the target prompts. words: TF-IDF of both, (n + t, V), of this vocabulary.
     """
 
     numbers: np.ndarray
@@ -35,6 +36,18 @@ class Map:
     names: list[str]
     target: np.ndarray
     target_cluster: np.ndarray
+    words: csr_array = field(repr=False)
+    vocabulary: np.ndarray = field(repr=False)
+
+
+def cluster_names(words: csr_array, cluster: np.ndarray, vocabulary: np.ndarray) -> list[str]:
+    """Each cluster by the three words that stand out in it, of TF-IDF rows (n, V)."""
+    mean = np.asarray(words.mean(axis=0)).ravel()
+    names = []
+    for c in range(int(cluster.max()) + 1):
+        mine = np.asarray(words[np.flatnonzero(cluster == c)].mean(axis=0)).ravel()
+        names.append(", ".join(vocabulary[t] for t in np.argsort(-(mine - mean), kind="stable")[:3]))
+    return names
 
 
 def prompt_map(material: Material) -> Map | None:
@@ -64,15 +77,9 @@ def prompt_map(material: Material) -> Map | None:
         k = int(np.clip(round(np.sqrt(len(texts) / 6)), 4, 24))
         cluster = KMeans(k, n_init=3, random_state=m.seed).fit_predict(placed)
         vocabulary = vectoriser.get_feature_names_out()
-        mean = np.asarray(words.mean(axis=0)).ravel()
-        names = []
-        for c in range(k):
-            mine = np.asarray(words[np.flatnonzero(cluster == c)].mean(axis=0)).ravel()
-            top = np.argsort(-(mine - mean), kind="stable")[:3]
-            names.append(", ".join(vocabulary[t] for t in top))
-        return Map(
-            numbers, placed[: len(texts)], cluster[: len(texts)], names, placed[len(texts) :], cluster[len(texts) :]
-        )
+        names = cluster_names(words, cluster, vocabulary)
+        m_, t_ = slice(0, len(texts)), slice(len(texts), None)
+        return Map(numbers, placed[m_], cluster[m_], names, placed[t_], cluster[t_], words, vocabulary)
 
     return material.compute("map", make)
 
@@ -192,12 +199,15 @@ def target(material: Material) -> Iterator[Finding]:
         return
     n, t = len(found.numbers), len(found.target)
     tested: list[dict[str, Any]] = []
-    k = len(found.names)
-    have, want = np.bincount(found.cluster, minlength=k), np.bincount(found.target_cluster, minlength=k)
-    groups = [
-        ("cluster", name, int(h), int(w), found.target_cluster == c)
-        for c, (name, h, w) in enumerate(zip(found.names, have, want, strict=True))
-    ]
+    groups: list[tuple[str, str, int, int, np.ndarray]] = []
+    both, words = np.concatenate([found.places, found.target]), found.words
+    fine = KMeans(int(np.clip((n + t) // FINE, 4, 200)), n_init=1, random_state=material.seed).fit_predict(both)
+    for kind, cluster in (("cluster", np.concatenate([found.cluster, found.target_cluster])), ("small cluster", fine)):
+        k = int(cluster.max()) + 1
+        have, want = (np.bincount(part, minlength=k) for part in (cluster[:n], cluster[n:]))
+        named = found.names if kind == "cluster" else cluster_names(words, fine, found.vocabulary)
+        for c in range(k):
+            groups.append((kind, named[c], int(have[c]), int(want[c]), cluster[n:] == c))
     names = {c: i for i, c in enumerate(material.categories)}
     said = list(material.target.categories[:t]) if material.target.categories else []
     if said and names and set(said) & set(names):
@@ -213,7 +223,8 @@ def target(material: Material) -> Iterator[Finding]:
         # Given their sum, h is binomial if both come from the same mixture of prompts.
         chance = float(binom.cdf(h, h + w, n / (n + t))) if h + w else 1.0
         lacking = chance * len(groups) < 0.01 and h * t < 0.25 * w * n
-        tested.append({"kind": kind, "name": name, "prompts": h, "target prompts": w, "lacking": bool(lacking)})
+        if lacking or kind != "small cluster":
+            tested.append({"kind": kind, "name": name, "prompts": h, "target prompts": w, "lacking": bool(lacking)})
         if lacking:
             empty |= mine
     nearest = _nearest(found.target, found.places)
@@ -227,7 +238,7 @@ def target(material: Material) -> Iterator[Finding]:
     yield Finding(
         name="target/uncovered",
         title="Target prompts that the data does not cover",
-        definition="Share of the target prompts in clusters (of target and dataset together) or categories of "
+        definition="Share of the target prompts in clusters (large and small, of target and dataset together) or categories of "
         "which the dataset holds less than a quarter of what the target's share would give, and that "
         "few not by chance (binomial, 1 % over all of them).",
         figure=figure,

@@ -29,6 +29,8 @@ from holdfast.data.inspect import (  # isort: skip
 from holdfast.data.dataset import Dataset, canonical_json
 from holdfast.data.inspect.finding import DETECTORS, Finding, missing
 from holdfast.data.inspect.material import Material, material
+from holdfast.data.inspect.power import COPIES, Sight
+from holdfast.data.inspect.power import power as measure_power
 from holdfast.data.inspect.stats import Interval
 from holdfast.errors import DataError
 
@@ -41,7 +43,8 @@ class Inspection:
     """What the detectors found in a dataset.
 
     root: the dataset's; options: what was asked; facts: sizes; findings: in the detectors' order; skipped: detectors
-    that had nothing to look at, with the reason; material: what they looked at.
+    that had nothing to look at, with the reason; material: what they looked at; power: what they could not have seen,
+    where that was measured.
     """
 
     root: str
@@ -50,6 +53,7 @@ class Inspection:
     findings: list[Finding]
     skipped: dict[str, str]
     material: Material = field(repr=False)
+    power: Sight | None = None
 
     def __getitem__(self, name: str) -> Finding:
         """The finding of this name. KeyError if there is none."""
@@ -86,6 +90,7 @@ class Inspection:
             "facts": self.facts,
             "findings": [_finding(f, self.material) for f in self.findings],
             "skipped": self.skipped,
+            **({} if self.power is None else {"power": _plain(self.power.as_json())}),
         }
 
 
@@ -119,6 +124,7 @@ def inspect_dataset(
     times: int = 400,
     sample: int = 20_000,
     only: Iterable[str] | None = None,
+    power: bool | int = False,
     progress: Callable[[str], None] | None = None,
 ) -> Inspection:
     """Run the detectors over a frozen dataset.
@@ -126,7 +132,8 @@ def inspect_dataset(
     split: a folder with a split of it, to look for leaks across it. against: files or datasets that it must not
     overlap. target: prompts that the model is meant for. tokenizer: a tokenizer.json or a model's folder; max_length:
     tokens of prompt and response at which training will cut. seed: of the bootstrap, folds and samples; times:
-    resamples; sample: comparisons that fitted probes look at. only: names of detectors (default: all).
+    resamples; sample: comparisons that fitted probes look at. only: names of detectors (default: all). power: plant
+    each fault in copies of the dataset (20 at each strength, or that many), to say what would have been found.
 
     The same dataset and options give the same findings. Raises DataError for what cannot be read and for an unknown
     detector.
@@ -136,6 +143,8 @@ def inspect_dataset(
         raise DataError(f"no detector {unknown[0]!r}; there are: {', '.join(DETECTORS)}")
     if times < 2 or sample < 100 or max_length < 1:
         raise DataError(f"times {times}, sample {sample}, max_length {max_length}: should be at least 2, 100 and 1")
+    if power is not True and not 0 <= power <= 1000:
+        raise DataError(f"power {power}: should be a number of copies up to 1,000")
     if not ds.n_judgements:
         raise DataError(f"dataset {ds.path} holds no judgements; there is nothing to inspect")
     looked_at = material(
@@ -174,7 +183,12 @@ def inspect_dataset(
         "annotators": len(looked_at.annotators),
         "sources": len(looked_at.sources),
     }
-    return Inspection(ds.root, options, facts, findings, skipped, looked_at)
+    sight = None
+    if power:
+        copies = COPIES if power is True else power
+        options["copies"] = copies
+        sight = measure_power(looked_at, wanted, copies=copies, seed=seed, progress=progress)
+    return Inspection(ds.root, options, facts, findings, skipped, looked_at, sight)
 
 
 def examine(

@@ -14,6 +14,9 @@ from holdfast.data.inspect.probe import best_margin
 from holdfast.data.inspect.stats import Interval, SignedAUC
 
 REFITS = 200
+SURE = (
+    0.1  # share of the comparisons the model must be sure of: a weaker one cannot tell a wrong label from a hard pair
+)
 
 
 def flip_rate(margin: np.ndarray, p: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
@@ -73,9 +76,9 @@ def noise(material: Material) -> Iterator[Finding]:
     reach = float(weight[scale * np.abs(margin) > 3].sum() / weight.sum())
     likely = int((chance[known] > 0.5).sum())
     kept = known[chance[known] > 0.2] if (chance[known] > 0.2).sum() > 20 else known[np.argsort(toward[known])[:20]]
-    if lo > 0.1:
+    if lo > 0.1 and reach >= SURE:
         severity = "serious"
-    elif lo > 0.03:
+    elif lo > 0.03 and reach >= SURE:
         severity = "warning"
     else:
         severity = "good" if hi < 0.1 else "note"
@@ -95,7 +98,8 @@ def noise(material: Material) -> Iterator[Finding]:
         figure=figure,
         unit="share",
         expected=0.0,
-        alarm="warning: the whole interval is above 3 %; serious: above 10 %",
+        alarm="warning: the whole interval is above 3 %; serious: above 10 %; neither where the model is sure of less "
+        f"than {share(SURE, 0)} of the comparisons",
         severity=severity,  # type: ignore[arg-type]
         verdict=f"About {between(figure)} of the labels say the opposite of what the rest foretells; {likely:,} "
         "are more likely wrong than not."
