@@ -14,7 +14,9 @@ from holdfast.data.dataset import open_dataset, verify_dataset
 from holdfast.data.export import records
 from holdfast.data.freeze import freeze_records
 from holdfast.data.records import Judgement
+from holdfast.data.splits import make_split
 from holdfast.errors import DataError, RecipeError
+from holdfast.recipe import SplitTable
 
 
 def said():
@@ -195,4 +197,135 @@ def test_the_command(parent, tmp_path):
     (tmp_path / "plan.toml").write_text("[[rules]]\n")
     with pytest.raises(RecipeError, match="unknown key 'rules'; did you mean 'rule'"):
         CliRunner().invoke(app, words, catch_exceptions=False)
-    assert set(RULES) == {"drop", "keep", "relabel", "deduplicate", "cap", "balance", "stratify", "decontaminate"}
+    rules = {
+        "drop",
+        "keep",
+        "relabel",
+        "deduplicate",
+        "cap",
+        "balance",
+        "stratify",
+        "weigh",
+        "counterfactual",
+        "decontaminate",
+    }
+    assert set(RULES) == rules
+
+
+def test_weights_are_written_beside_what_was_said(parent, tmp_path):
+    plan = [
+        {"kind": "weigh", "by": 0.5, "where": {"annotator": "ann"}, "why": "quick"},
+        {"kind": "weigh", "by": 0.5, "where": {"category": "x"}},
+        {"kind": "weigh", "by": 3.0, "column": "w2", "where": {"kind": "soft"}},
+    ]
+    made = curate(parent, plan, tmp_path / "w")
+    assert [(s.changed, s.dropped, s.made) for s in made.steps] == [(12, 0, 0), (8, 0, 0), (1, 0, 0)]
+    for j in of(made.dataset):
+        expected = (0.5 if j.annotator == "ann" else 1.0) * (0.5 if j.category == "x" else 1.0)
+        assert (j.extra or {}).get("weight", 1.0) == expected
+        assert (j.extra or {}).get("lang") == (
+            "de" if (j.extra or {}).get("lang") == "de" else "en" if j.kind == "pair" else None
+        )
+    assert [j.extra for j in of(made.dataset) if j.kind == "soft"] == [{"w2": 3.0}]
+    trail = [json.loads(line) for line in (made.dataset.path / "curated.jsonl").read_text().splitlines()]
+    ids = set(made.dataset.row_ids)
+    assert all(line["became"] in ids for line in trail) and trail[0]["why"] == "quick"
+    # What is there is multiplied, in a dataset of its own too.
+    again = curate(made.dataset, [{"kind": "weigh", "by": 4.0, "where": {"annotator": "ann"}}], tmp_path / "w2")
+    assert Counter((j.extra or {}).get("weight") for j in of(again.dataset) if j.annotator == "ann") == {2.0: 8, 1.0: 4}
+    with pytest.raises(DataError, match="says 'en' in extra.lang, which is no weight"):
+        curate(parent, [{"kind": "weigh", "by": 1.0, "column": "lang", "where": {"extra.lang": "en"}}], tmp_path / "w3")
+    with pytest.raises(RecipeError, match="by = -1.0 should be 0 or more"):
+        curate(parent, [{"kind": "weigh", "by": -1.0, "where": {"kind": "pair"}}], tmp_path / "w3")
+
+
+@pytest.fixture
+def answers(tmp_path):
+    """Twenty prompts, each with two answers of many words, judged twice; one prompt is a near-duplicate of another."""
+    draw, made = random.Random(3), []
+    for n in range(20):
+        words = draw.choices(
+            ["river", "stone", "morning", "letter", "window", "garden", "bread", "music"], k=30 + 5 * n
+        )
+        best, other = " ".join(words) + f" {n}.", "I do not know."
+        prompt = " ".join(draw.choices("abcdefghijkl", k=12)) if n != 1 else made[0].prompt + " !"
+        content = [{"role": "assistant", "content": best}] if n % 2 else best
+        for who in ("ann", "bob"):
+            made.append(
+                Judgement(
+                    "pair", prompt, (content, other), annotator=who, category="x", licence="cc", sources=("m", "k")
+                )
+            )
+    made.append(Judgement("tie", "t", ("one two", "three")))
+    return freeze_records(made, tmp_path / "answers")
+
+
+def text_of(content):
+    return content if isinstance(content, str) else content[0]["content"]
+
+
+@pytest.mark.parametrize("how", ["padded", "truncated", "other-prompt"])
+def test_counterfactual_pairs_by_their_making(answers, tmp_path, how):
+    plan = [{"kind": "counterfactual", "how": how, "share": 1.0, "why": "length"}]
+    made = curate(answers, plan, tmp_path / how)
+    assert not verify_dataset(made.dataset.path) and curate(answers, plan, tmp_path / "again").root == made.root
+    before, after = of(answers), of(made.dataset)
+    new = [j for j in after if j.annotator == f"counterfactual: {how}"]
+    assert len(after) == len(before) + len(new) == len(before) + made.steps[0].made
+    # Each preferred response once, however often it was preferred; the longest have none longer that could take their place.
+    assert len(new) == (20 if how != "other-prompt" else 19)
+    rows = {answers.row_id(r): j for r, j in records(answers, range(answers.n_judgements))}
+    for j in new:
+        parent = rows[j.extra["of"]]
+        good, bad = map(text_of, j.responses)
+        assert (j.kind, j.prompt, j.responses[0]) == ("pair", parent.prompt, parent.responses[0]) and type(
+            j.responses[1]
+        ) is type(j.responses[0])
+        assert (j.annotator_kind, j.category, j.licence, j.sources) == ("rule", "x", "cc", ("m", None))
+        if how == "truncated":
+            assert good.startswith(bad) and 0.25 < len(bad.split()) / len(good.split()) < 0.75 and "with" not in j.extra
+            continue
+        donor = rows[j.extra["with"]]
+        theirs = text_of(donor.responses[0])
+        assert donor.prompt != j.prompt and {donor.prompt, j.prompt} != {
+            before_prompt(rows, 0),
+            before_prompt(rows, 0) + " !",
+        }
+        if how == "padded":
+            assert (
+                bad.startswith(good + "\n\n") and theirs.startswith(bad[len(good) + 2 :]) and len(bad) > len(good) + 50
+            )
+        else:
+            assert bad == theirs and len(bad) >= len(good)
+    trail = [json.loads(line) for line in (made.dataset.path / "curated.jsonl").read_text().splitlines()]
+    assert (
+        {line["made"] for line in trail} <= set(made.dataset.row_ids)
+        and len(trail) == len(new)
+        and trail[0]["why"] == "length"
+    )
+    assert json.loads((made.dataset.path / "curation.json").read_bytes())["rows"]["made"] == len(new)
+
+
+def before_prompt(rows, n):
+    """The prompt that has a near-duplicate, without its mark."""
+    return next(j.prompt[:-2] for j in rows.values() if str(j.prompt).endswith(" !"))
+
+
+def test_counterfactual_pairs_stay_in_training(answers, tmp_path):
+    split = make_split(answers, SplitTable(test=0.3, validation=0.1))
+    split.save(tmp_path / "split")
+    plan = [{"kind": "counterfactual", "how": "padded", "share": 1.0, "split": str(tmp_path / "split")}]
+    made = curate(answers, plan, tmp_path / "out").dataset
+    train = {answers.row_id(r) for r in split.parts["train"].tolist()}
+    said = [j.extra for j in of(made) if j.annotator_kind == "rule"]
+    assert said and {e["of"] for e in said} | {e["with"] for e in said} <= train
+    # And the same split of what came out puts them there: it goes by prompt.
+    parts = make_split(made, SplitTable(test=0.3, validation=0.1)).parts
+    rule = [r for r, kind in enumerate(made.column("annotator_kind")) if kind == "rule"]
+    assert set(rule) <= set(parts["train"].tolist())
+    some = curate(answers, [{"kind": "counterfactual", "how": "padded", "share": 0.25, "seed": 5}], tmp_path / "some")
+    assert some.steps[0].made == 5
+    with pytest.raises(RecipeError, match=r"share = 0.0 should be above 0"):
+        curate(answers, [{"kind": "counterfactual", "how": "padded", "share": 0.0}], tmp_path / "none")
+    with pytest.raises(DataError, match="no row prefers a response that is one text"):
+        curate(answers, [{"kind": "counterfactual", "how": "padded", "where": {"kind": "tie"}}], tmp_path / "none")

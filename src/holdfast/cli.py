@@ -270,11 +270,11 @@ def train(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Train what a recipe says: sft, reward, dpo and its family."""
+    """Train what a recipe says: sft, reward, dpo and its family; on episodes, cql, bcq, iql, cpl and theirs."""
     from holdfast import pipeline
-    from holdfast.recipe import load_recipe
+    from holdfast.recipe import read_recipe
 
-    said = load_recipe(recipe, set or [])
+    said = read_recipe(recipe, set or [])
     _trained(pipeline.train(said, output or Path("runs") / said.run.name, quiet=quiet or json), json)
 
 
@@ -654,16 +654,19 @@ def curate(
     from holdfast.data.curate import curate as run
 
     made = run(dataset, plan, output)
-    said = [{"kind": s.rule["kind"], "rows": s.rows, "dropped": s.dropped, "changed": s.changed} for s in made.steps]
+    said = [
+        {"kind": s.rule["kind"], "rows": s.rows, "dropped": s.dropped, "changed": s.changed, "made": s.made}
+        for s in made.steps
+    ]
     if json:
         _say(True, {"root": made.root, "parent": made.parent, "rules": said, "rows": made.dataset.n_judgements})
         return
     table = Table()
-    for name in ("rule", "rows before", "dropped", "changed", "why"):
+    for name in ("rule", "rows before", "dropped", "changed", "made", "why"):
         table.add_column(name, justify="left" if name in ("rule", "why") else "right")
     for s in made.steps:
         why = escape(str(s.rule.get("why", "")))
-        table.add_row(s.rule["kind"], f"{s.rows:,}", f"{s.dropped:,}", f"{s.changed:,}", why)
+        table.add_row(s.rule["kind"], f"{s.rows:,}", f"{s.dropped:,}", f"{s.changed:,}", f"{s.made:,}", why)
     out.print(table)
     out.print(f"{escape(str(output))}  {made.dataset.n_judgements:,} rows  root {made.root}", soft_wrap=True)
     out.print(f"  every row that a rule touched: {escape(str(output / 'curated.jsonl'))}", soft_wrap=True)

@@ -14,6 +14,7 @@ rule touched), and its manifest has both digests. The same dataset and plan give
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from holdfast.data.inspect.material import Texts
 from holdfast.data.inspect.near import across, near
 from holdfast.data.inspect.outside import read_outside
 from holdfast.data.records import Judgement
+from holdfast.data.splits import load_split
 from holdfast.errors import DataError, RecipeError
 from holdfast.recipe import bind, unknown_key
 
@@ -40,12 +42,13 @@ FORMAT = "holdfast-curation/1"
 
 @dataclass(frozen=True)
 class Step:
-    """What one rule did. rows: judgements before it; dropped, changed: how many it touched."""
+    """What one rule did. rows: judgements before it; dropped, changed: how many it touched; made: new ones."""
 
     rule: Mapping[str, Any]
     rows: int
     dropped: int
     changed: int
+    made: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,15 @@ class Curated:
 class Stock:
     """The rows of a dataset while rules work on them.
 
-    alive: (N,) bool, not dropped; to: what a relabelled row became; touched: (row, what was done to it), in order.
+    alive: (N,) bool, not dropped; to: what a relabelled row became; weight: what a weighed row says in which extra column;
+    made: (row, a new judgement made from it); touched: (row, what was done to it), in order.
     """
 
     ds: Dataset
     alive: np.ndarray
     to: dict[int, str] = field(default_factory=dict)
+    weight: dict[int, dict[str, float]] = field(default_factory=dict)
+    made: list[tuple[int, Judgement]] = field(default_factory=list)
     touched: list[tuple[int, str]] = field(default_factory=list)
     _columns: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -243,6 +249,124 @@ def stratify(stock: Stock, *, column: str, rows: int, seed: int = 0) -> None:
     stock.drop(np.array(over, np.int64), f"over the share of its {column}")
 
 
+def weigh(
+    stock: Stock, *, by: float, column: str = "weight", where: dict[str, Any] | None = None, rows: str | None = None
+) -> None:
+    """Multiply the weight of these rows by `by`: a number in the column extra.`column`, 1 where there is none yet. Training goes by it
+    only where its recipe says `[data.weights] column`.
+    """
+    if not 0 <= by < float("inf"):
+        raise RecipeError(f"by = {by!r} should be 0 or more")
+    extra = stock.ds.column("extra")
+    for row in stock.chosen(where, rows).tolist():
+        said = (orjson.loads(extra[row]) if extra[row] else {}).get(column, 1.0)
+        if isinstance(said, bool) or not isinstance(said, int | float):
+            raise DataError(
+                f"row {stock.ds.row_id(row)[:16]} says {said!r} in extra.{column}, which is no weight; name another column"
+            )
+        own = stock.weight.setdefault(row, {})
+        own[column] = own.get(column, float(said)) * by
+        stock.touched.append((row, f"weighs {own[column]:g}"))
+
+
+def counterfactual(
+    stock: Stock,
+    *,
+    how: Literal["padded", "truncated", "other-prompt"],
+    share: float = 0.5,
+    where: dict[str, Any] | None = None,
+    split: str | None = None,
+    seed: int = 0,
+) -> None:
+    """New pairs whose answer is known by how they are made, in which one thing differs: a preferred response against itself with
+    a passage of an answer to another prompt behind it ("padded": the shorter is better), against itself broken off ("truncated": the longer
+    is), or against a preferred answer to another prompt that is at least as long ("other-prompt": length and style say nothing).
+    Of a `share` of the distinct preferred responses. Each new row is by the annotator `counterfactual: HOW`, of the kind rule, and names the
+    rows it was made of in extra. `split`: a folder with a split of this dataset; then only its training rows are used. Rules that follow do
+    not see the new rows.
+    """
+    if not 0 < share <= 1:
+        raise RecipeError(f"share = {share!r} should be above 0 and at most 1")
+    ds, kinds, values_ = stock.ds, stock.ds.column("kind"), stock.ds.column("value")
+    rows = stock.chosen(where, None) if where else stock.rows
+    if split is not None:
+        rows = np.intersect1d(rows, load_split(split, ds).parts["train"])
+    first: dict[int, int] = {}  # a preferred response: the first row that prefers it
+    for row in rows.tolist():
+        if (kinds[row] == "pair" or (kinds[row] == "soft" and values_[row] != 0.5)) and stock.to.get(row) != "tie":
+            first.setdefault(int(ds.responses_of[row][int(stock.to.get(row) == "swap")]), row)
+    texts = dict(zip(first, map(_one_text, ds.response_contents(np.array(list(first), np.int64))), strict=True))
+    pool = np.array(
+        sorted((r for r in first if texts[r]), key=lambda r: (len(texts[r] or ""), ds.response_ids[r])), np.int64
+    )
+    if not len(pool):
+        raise DataError("no row prefers a response that is one text")
+    prompts = Texts.of_dataset(ds, "prompts")
+    cluster = near(prompts, np.unique(ds.response_prompt[pool])).cluster[ds.response_prompt[pool]]
+    draw = sorted(range(len(pool)), key=lambda n: _hash(seed, "draw", ds.response_ids[pool[n]]))
+    wanted = round(share * len(pool))
+    spoilt: dict[
+        int, tuple[int, str, int | None]
+    ] = {}  # by row: its preferred response, what it is set against, and whose text is in that
+    for n in draw:
+        if len(spoilt) >= wanted:
+            break
+        response, own = int(pool[n]), texts[int(pool[n])] or ""
+        words = own.split()
+        key = int.from_bytes(_hash(seed, how, ds.response_ids[response])[:8], "big")
+        if how == "truncated":
+            if len(words) >= 12:
+                cut = own[: _end_of_word(own, round(len(words) * (0.3 + 0.4 * (key % 1000) / 999)))]
+                spoilt[first[response]] = response, cut, None
+            continue
+        # Other prompts' answers: of any length behind it; in its place one of the next longer.
+        others = np.flatnonzero(cluster != cluster[n])
+        others = others[others > n][:16] if how == "other-prompt" else others
+        if len(others):
+            donor = int(pool[others[key % len(others)]])
+            theirs = texts[donor] or ""
+            if how == "padded":
+                theirs = own.rstrip() + "\n\n" + theirs[: _end_of_word(theirs, max(20, len(words) // 2))]
+            spoilt[first[response]] = response, theirs, donor
+    for row, record in records_of(ds, np.array(sorted(spoilt), np.int64)):
+        response, text, other = spoilt[row]
+        place = ds.responses_of[row].tolist().index(response)
+        said = {"counterfactual": how, "of": ds.row_id(row)}
+        made = Judgement(
+            "pair",
+            record.prompt,
+            (record.responses[place], _with_text(record.responses[place], text)),
+            annotator=f"counterfactual: {how}",
+            annotator_kind="rule",
+            category=record.category,
+            licence=record.licence,
+            sources=record.sources and (record.sources[place], None),
+            extra=said if other is None else {**said, "with": ds.row_id(first[other])},
+        )
+        stock.made.append((row, made))
+
+
+def _one_text(content: Any) -> str | None:
+    """The text of a response that is one: a string, or a single message of text."""
+    if isinstance(content, list) and len(content) == 1 and set(content[0]) == {"role", "content"}:
+        content = content[0]["content"]
+    return content if isinstance(content, str) and content.strip() else None
+
+
+def _with_text(content: Any, text: str) -> Any:
+    return text if isinstance(content, str) else [{**content[0], "content": text}]
+
+
+def _end_of_word(text: str, words: int) -> int:
+    """Where in a text its first so many words end."""
+    ends = [m.end() for m in re.finditer(r"\S+", text)]
+    return ends[min(words, len(ends)) - 1]
+
+
+def _hash(*said: Any) -> bytes:
+    return sha256(" ".join(map(str, said)).encode()).digest()
+
+
 def decontaminate(stock: Stock, *, against: str) -> None:
     """Leave out every prompt that an outside set has too, or a near-duplicate of it (similarity at least 0.7). `against`: a preference
     file, a file of prompts, or a frozen dataset.
@@ -255,7 +379,8 @@ def decontaminate(stock: Stock, *, against: str) -> None:
 
 
 RULES: dict[str, Callable[..., None]] = {
-    rule.__name__: rule for rule in (drop, keep, relabel, deduplicate, cap, balance, stratify, decontaminate)
+    rule.__name__: rule
+    for rule in (drop, keep, relabel, deduplicate, cap, balance, stratify, weigh, counterfactual, decontaminate)
 }
 
 
@@ -313,7 +438,7 @@ def curate(dataset: Dataset | str | Path, plan: str | Path | list[dict[str, Any]
             raise RecipeError(f"{where}: kind = {kind!r} (known: {', '.join(RULES)})")
         if why is not None and not isinstance(why, str):
             raise RecipeError(f"{where} ({kind}): why = {why!r} should be text")
-        before = len(stock.rows)
+        before, made_before = len(stock.rows), len(stock.made)
         stock.touched = []
         keys = bind(RULES[kind], own, f"{where} ({kind})")
         try:
@@ -323,17 +448,28 @@ def curate(dataset: Dataset | str | Path, plan: str | Path | list[dict[str, Any]
         for row, did in stock.touched:
             line = {"rule": n, "kind": kind, "row": ds.row_id(row), "did": did}
             trail.append((row, line | ({"why": why} if why else {})))
+        for row, judgement in stock.made[made_before:]:
+            line = {"rule": n, "kind": kind, "row": ds.row_id(row), "did": "a pair made of it"}
+            line |= {"made": canonical(judgement)[3][0].hex()} | ({"why": why} if why else {})
+            trail.append((row, line))
         left = len(stock.rows)
         if not left:
             raise DataError(f"{where} ({kind}): drops all of the {before:,} rows that were left")
-        steps.append(Step(said, before, before - left, len(stock.touched) - (before - left)))
+        steps.append(
+            Step(said, before, before - left, len(stock.touched) - (before - left), len(stock.made) - made_before)
+        )
     became: dict[int, str] = {}
 
     def records() -> Iterator[tuple[Judgement, str, int]]:
         for row, judgement in records_of(ds, stock.rows):
             if to := stock.to.get(row):
                 judgement = _relabelled(judgement, to)
+            if row in stock.weight:
+                judgement = replace(judgement, extra={**(judgement.extra or {}), **stock.weight[row]})
+            if to or row in stock.weight:
                 became[row] = canonical(judgement)[3][0].hex()
+            yield (judgement, *ds.origins(row)[0])
+        for row, judgement in stock.made:
             yield (judgement, *ds.origins(row)[0])
 
     def beside() -> dict[str, bytes]:
@@ -342,8 +478,17 @@ def curate(dataset: Dataset | str | Path, plan: str | Path | list[dict[str, Any]
             "format": FORMAT,
             "parent": ds.root,
             "rules": rules,
-            "steps": [{"rows": s.rows, "dropped": s.dropped, "changed": s.changed} for s in steps],
-            "rows": {"parent": ds.n_judgements, "left": len(stock.rows), "relabelled": len(became)},
+            "steps": [
+                {"rows": s.rows, "dropped": s.dropped, "changed": s.changed} | ({"made": s.made} if s.made else {})
+                for s in steps
+            ],
+            "rows": {
+                "parent": ds.n_judgements,
+                "left": len(stock.rows),
+                "relabelled": sum(bool(stock.alive[row]) for row in stock.to),
+            }
+            | ({"weighed": sum(bool(stock.alive[row]) for row in stock.weight)} if stock.weight else {})
+            | ({"made": len(stock.made)} if stock.made else {}),
         }
         listed = b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
         return {"curation.json": canonical_json(report) + b"\n", "curated.jsonl": listed}
