@@ -568,6 +568,33 @@ def _print_power(power: Any) -> None:
 
 
 @app.command()
+def rank(
+    dataset: Annotated[Path, typer.Argument(help="A frozen dataset's folder, with the sources of its responses.")],
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    json: Json = False,
+) -> None:
+    """The sources of the responses, by how often they win and by how often they would at equal length."""
+    from holdfast.data.dataset import open_dataset
+    from holdfast.data.inspect.finding import between
+    from holdfast.data.inspect.material import material
+    from holdfast.data.inspect.ranking import rank_sources
+
+    ds = open_dataset(dataset)
+    found = rank_sources(material(ds, seed=seed))
+    if json:
+        _say(True, {"root": ds.root, **found.as_json()})
+        return
+    against = f"against {found.baseline}" if found.baseline else "against the others"
+    table = Table(title=f"{dataset}, {found.comparisons:,} comparisons, {against}", title_justify="left")
+    for name in ("", "source", "wins at equal length", "wins", "place by wins", "characters"):
+        table.add_column(name, justify="left" if name == "source" else "right")
+    for p in found.places:
+        wins, even = between(p.wins), between(p.controlled)
+        table.add_row(str(p.controlled_rank), escape(p.source), even, wins, str(p.rank), f"{p.characters:,.0f}")
+    out.print(table)
+
+
+@app.command()
 def diff(
     a: Annotated[Path, typer.Argument(help="A frozen dataset's folder.")],
     b: Annotated[Path, typer.Argument(help="Another.")],
