@@ -20,6 +20,8 @@ def cli() -> str:
     lines = ["# The command line", "", "Made from the program's own help by `make docs`.", "", _help(group, "holdfast")]
     for name in group.commands:
         lines += [f"## holdfast {name}", "", _help(group.commands[name], f"holdfast {name}")]
+        for inner, command in getattr(group.commands[name], "commands", {}).items():
+            lines += [f"### holdfast {name} {inner}", "", _help(command, f"holdfast {name} {inner}")]
     lines += [
         "Exit status: 0 done; 1 the thing asked for does not hold (verify, replay); 2 the user's mistake, said on standard error.",
         "With `--json` a verb prints one JSON object on standard output and nothing else there.",

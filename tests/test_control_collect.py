@@ -4,6 +4,7 @@ from dataclasses import fields
 from math import exp, log
 
 import numpy as np
+import orjson
 import pytest
 from scipy import integrate, stats
 
@@ -122,6 +123,13 @@ def test_scripts_know_their_task(task, at_least, random_below):
         assert holds(log.rewards.sum() / 4), policy
 
 
+def test_hopper_hops():
+    pytest.importorskip("mujoco", reason="mujoco is not installed")
+    log = collect("Hopper-v5", "scripted", episodes=2, seed=3)
+    assert np.diff(log.offsets).tolist() == [1000, 1000] and log.rewards.sum() / 2 > 1800
+    assert log.actions.shape == (2000, 3) and log.facts["action_low"] == [-1, -1, -1]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -148,3 +156,32 @@ def test_a_behaviour_from_text():
     for text, said in (("random,speed=3", "speed=3"), ("random,share=many", "many"), ("random,share=0", "share = 0")):
         with pytest.raises(EpisodesError, match=said):
             Behaviour.parse(text)
+
+
+def test_from_the_command_line(tmp_path):
+    """Collect, label, freeze again from a file of judgements, verify: the roots agree, and the parent is named."""
+    from typer.testing import CliRunner
+
+    from holdfast.cli import app
+    from holdfast.control.segments import named
+    from holdfast.control.store import open_log
+
+    def call(*words):
+        done = CliRunner().invoke(app, [str(w) for w in ("control", *words, "--json")], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return orjson.loads(done.stdout)
+
+    behaviours = ("--policy", "scripted,epsilon=0.2", "--policy", "random,share=0.5")
+    log = call("collect", "Pendulum5-v1", "-o", tmp_path / "log", *behaviours, "--episodes", 4)
+    assert log["episodes"] == 4 and log["steps"] == 800 and log["judgements"] == 0
+    made = call("label", tmp_path / "log", "-o", tmp_path / "judged", "--queries", 20, "--length", 10, "--ties", 1.5)
+    assert made["parent"] == log["root"] and made["judgements"] == 20
+    judged = open_log(tmp_path / "judged")
+    rows = tmp_path / "judgements.jsonl"
+    rows.write_bytes(b"\n".join(map(orjson.dumps, named(judged.segments, judged.episode_ids))))
+    for source, judgements in ((tmp_path / "log", rows), (tmp_path / "judged", tmp_path / "judged")):
+        again = call("freeze", source, "-o", tmp_path / f"from-{judgements.name}", "--judgements", judgements)
+        assert again["root"] == made["root"]
+    assert CliRunner().invoke(app, ["verify", str(tmp_path / "judged")]).exit_code == 0
+    (tmp_path / "judged" / "rewards.parquet").unlink()
+    assert CliRunner().invoke(app, ["verify", str(tmp_path / "judged")]).exit_code == 1

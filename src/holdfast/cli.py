@@ -722,6 +722,195 @@ def track(
     _say(json, {"run": str(run), "tracked": said}, *(f"{tool}: {escape(where)}" for tool, where in said.items()))
 
 
+control = typer.Typer(
+    help="Logged episodes: freeze them, collect them from an environment, label their segments.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(control, name="control")
+
+
+class Jumps(Enum):
+    refuse = "refuse"
+    cut = "cut"
+
+
+class Draw(Enum):
+    random = "random"
+    apart = "apart"
+
+
+class Short(Enum):
+    refuse = "refuse"
+    drop = "drop"
+    whole = "whole"
+
+
+LogOut = Annotated[Path, typer.Option("--out", "-o", help="The log's folder to make.")]
+
+
+@control.command("freeze")
+def control_freeze(
+    source: Annotated[
+        Path, typer.Argument(help="A Minari dataset (folder or local id), .hdf5, .npz, .parquet, or a log's folder.")
+    ],
+    output: LogOut,
+    format: Annotated[
+        str | None, typer.Option(help="log, minari, hdf5, npz or parquet; recognised if not given.")
+    ] = None,
+    map: Annotated[
+        list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Read FIELD from COLUMN.")
+    ] = None,
+    horizon: Annotated[
+        int | None, typer.Option(help="The time limit that cut episodes, where no column shows where.")
+    ] = None,
+    jumps: Annotated[
+        Jumps | None,
+        typer.Option(help="What an observation is that does not follow the step before: refused, or a cut."),
+    ] = None,
+    n_actions: Annotated[
+        int | None, typer.Option(help="How many discrete actions there are, where not all were met.")
+    ] = None,
+    judgements: Annotated[
+        Path | None, typer.Option(help="Judgements of segments: JSON lines, or another log's folder.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Read logged episodes, and judgements of their segments, and freeze them as a log named by its root digest."""
+    from holdfast.control.segments import attach, named, read_judgements
+    from holdfast.control.sources import read_episodes
+    from holdfast.control.store import freeze_episodes, is_log, open_log
+
+    options = {
+        "mapping": _mapping(map or []),
+        "horizon": horizon,
+        "jumps": jumps and jumps.value,
+        "n_actions": n_actions,
+    }
+    episodes = read_episodes(source, format, **options)
+    segments = None
+    if judgements is not None:
+        if is_log(judgements):
+            other = open_log(judgements)
+            rows = named(other.segments, other.episode_ids) if other.segments is not None else []
+        else:
+            rows = read_judgements(judgements)
+        segments = attach(rows, [episodes.digest(e) for e in range(len(episodes))], str(judgements))
+    _log(freeze_episodes(episodes, output, segments=segments), json)
+
+
+@control.command("collect")
+def control_collect(
+    environment: Annotated[str, typer.Argument(help="A Gymnasium environment's id, or Pendulum5-v1.")],
+    output: LogOut,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="POLICY[,epsilon=E][,noise=S][,share=W][,name=N]",
+            help="scripted, random, or a trained policy's folder; given again, each episode draws one by its share.",
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps in all; the last episode is cut there.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Episodes in all.")] = None,
+    seed: Annotated[int, typer.Option(help="The same call gives the same bytes.")] = 0,
+    json: Json = False,
+) -> None:
+    """Log episodes from an environment, with the probability of every action; freeze them as a log."""
+    from holdfast.control.collect import Behaviour, collect
+    from holdfast.control.store import freeze_episodes
+
+    behaviours = [Behaviour.parse(text) for text in policy or ["scripted"]]
+    _log(freeze_episodes(collect(environment, behaviours, steps=steps, episodes=episodes, seed=seed), output), json)
+
+
+@control.command("label")
+def control_label(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="A frozen log of episodes; it is not changed.")],
+    output: LogOut,
+    queries: Annotated[int, typer.Option(help="How many pairs of segments are judged.")],
+    length: Annotated[int, typer.Option(help="Steps of each segment.")],
+    seed: Annotated[int, typer.Option(help="Fewer queries of one seed are the first of more.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="The annotator's noise, in units of a segment's return; 0 judges without fault.")
+    ] = 1.0,
+    ties: Annotated[float, typer.Option(help="Rao and Kupper's nu: 1 has no ties; of even pairs 3 ties half.")] = 1.0,
+    discount: Annotated[float, typer.Option(help="Within a segment.")] = 1.0,
+    reward: Annotated[
+        str | None, typer.Option(help="acrobot-height or mountaincar-energy; default: the log's own rewards.")
+    ] = None,
+    draw: Annotated[
+        Draw, typer.Option(help="Pairs at random, or such as differ in what is seen and done.")
+    ] = Draw.random,
+    short: Annotated[Short, typer.Option(help="What becomes of episodes shorter than a segment.")] = Short.refuse,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Let segments differ in length, as --short whole makes them.")
+    ] = False,
+    annotator: Annotated[str, typer.Option(help="The annotator's name.")] = "simulated",
+    json: Json = False,
+) -> None:
+    """Judge segments by a known reward through a noisy simulated annotator, into a new log whose parent is LOG."""
+    from holdfast.control.label import label
+    from holdfast.control.store import freeze_episodes, open_log
+
+    parent = open_log(log)
+    if parent.segments is not None:
+        raise HoldfastError(f"{log} has judgements already; label the log it was made from ({str(parent.parent)[:12]})")
+    judged = label(
+        parent,
+        queries=queries,
+        length=length,
+        seed=seed,
+        temperature=temperature,
+        ties=ties,
+        discount=discount,
+        reward=reward,
+        draw=draw.value,
+        short=short.value,
+        mixed=mixed,
+        annotator=annotator,
+    )
+    _log(freeze_episodes(parent.episodes, output, segments=judged, parent=parent.root), json)
+
+
+def _log(log: Any, json: bool) -> None:
+    """What a frozen log holds."""
+    e, facts = log.episodes, log.facts
+    ended = int(e.terminated.sum())
+    judged = 0 if log.segments is None else len(log.segments)
+    said = {
+        "root": log.root,
+        "parent": log.parent,
+        "episodes": len(e),
+        "steps": len(e.observations),
+        "terminated": ended,
+        "judgements": judged,
+        "facts": facts,
+    }
+    actions = f"{e.n_actions} actions" if e.n_actions is not None else f"actions of {e.actions.shape[1]} numbers"
+    lines = [
+        f"[bold]{escape(str(log.path))}[/]  root {log.root}",
+        f"  {len(e):,} episodes, {len(e.observations):,} steps; {ended:,} ended, {len(e) - ended:,} were cut",
+        f"  observations of {int(e.observations[0].size)} numbers, {actions}; propensities "
+        + ("logged" if e.propensities is not None else "not logged"),
+    ]
+    if e.rewards is not None:
+        lines.append(f"  mean return {e.rewards.sum() / len(e):,.4g}")
+    for b in facts.get("behaviours", []):
+        mean = "-" if b["return"] is None else f"{b['return']:,.4g}"
+        lines.append(f"  by {escape(b['name'])}: {b['episodes']:,} episodes, {b['steps']:,} steps, mean return {mean}")
+    if "dropped" in facts:
+        lines.append(f"  dropped {facts['dropped']['steps']:,} steps: {escape(facts['dropped']['why'])}")
+    if judged:
+        told = facts.get("judgements", {})
+        right = told.get("agrees")
+        lines.append(
+            f"  {judged:,} judgements"
+            + (f", {told['tied']:.1%} ties" if "tied" in told else "")
+            + (f"; of the others {right:.1%} agree with the reward" if right is not None else "")
+        )
+    _say(json, said, *lines)
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--out", "-o", help="Where the demonstration's dataset and runs go.")] = Path(

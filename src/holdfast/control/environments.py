@@ -260,10 +260,26 @@ def mountaincar(o: np.ndarray) -> np.ndarray:
     return np.where(o[:, 1] >= 0, 2, 0)
 
 
+def hopper(o: np.ndarray) -> np.ndarray:
+    """A linear policy, found by augmented random search (bench/hopper.py, seed 0): it hops, earns 2,200 in a thousand steps
+    where a good policy earns 3,500, and stumbles early under noise: 1,900 with 0.1, 900 with 0.2."""
+    return o.astype(np.float64) @ HOPPER.T - HOPPER_OFFSET
+
+
+HOPPER = np.array(
+    [
+        [0.675, -4.874, 0.274, 16.988, 0.192, -0.189, -0.063, -0.575, -0.238, 0.552, -0.059],
+        [1.536, 6.472, 1.712, 2.683, 0.228, 0.223, 0.104, 0.121, 0.357, -0.028, 0.05],
+        [2.039, -4.731, 0.049, 9.458, -0.081, -0.542, -0.348, -0.083, 0.354, -0.12, -0.012],
+    ]
+)
+HOPPER_OFFSET = np.array([0.254, 1.879, 1.361])
+
 SCRIPTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "CartPole-v1": cartpole,
     "Pendulum-v1": pendulum,
     "Pendulum5-v1": pendulum5,
     "Acrobot-v1": acrobot,
     "MountainCar-v0": mountaincar,
+    "Hopper-v5": hopper,
 }
