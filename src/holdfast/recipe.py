@@ -244,8 +244,18 @@ class DebiasTable(Table):
         description="length (characters), words, lines, bullets, numbered items, headings, bold, code, refusal and more (an unknown one is told "
         "all), position (which was shown first); each as the difference of the two responses",
     )
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="how much of their first fit, to the training pairs alone, their weights begin with: below 1 some of what a feature "
+        "explains is left for the reward to learn, since longer answers may well be better ones too",
+    )
     rate: float = Field(
-        0.05, ge=0, le=1, description="share of a Newton step their weights take after each step; 0 holds the first fit"
+        0.05,
+        ge=0,
+        le=1,
+        description="share of a Newton step the weights take after each step; 0 holds what they begin with",
     )
 
 

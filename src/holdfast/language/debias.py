@@ -5,8 +5,10 @@ one of which knows nothing but the surface. What its gamma explains (length, say
 reward's to explain. Scores, evaluations and the saved model are R alone. Length-controlled win rates (2404.04475) leave a term
 out in the same way.
 
-gamma is first fitted to the training comparisons alone, with R at nothing; then it goes on beside the reward: after each step a share
-(`rate`) of a Newton step towards the likelihood of that step's pairs given the reward's margins. rate = 0 holds the first fit.
+gamma is first fitted to the training comparisons alone, with R at nothing. That is all that the surface can explain, and the reward could
+have explained some of it as well: `share` of it is what gamma begins with. It is held there, or goes on beside the reward: after each step a
+share (`rate`) of a Newton step towards the likelihood of that step's pairs given the reward's margins. R can say what phi says, so the
+likelihood does not tell how the two should share it; where gamma began does.
 """
 
 # Axes: E examples of the term, X of them in a step, F features.
@@ -62,10 +64,17 @@ class Nuisance:
     """
 
     def __init__(
-        self, names: Sequence[str], phi: np.ndarray, p: np.ndarray, weight: np.ndarray, train: np.ndarray, rate: float
+        self,
+        names: Sequence[str],
+        phi: np.ndarray,
+        p: np.ndarray,
+        weight: np.ndarray,
+        train: np.ndarray,
+        share: float = 1.0,
+        rate: float = 0.05,
     ):
         """phi: (E, F), unscaled; p, weight: (E,) as in `Comparisons`; train: (E,) bool, the pairs that are trained on."""
-        self.names, self.rate = tuple(names), rate
+        self.names, self.share, self.rate = tuple(names), share, rate
         self._p, self._weight = p, weight
         mass = weight * train
         self.scale = np.sqrt(np.einsum("e,ef,ef->f", mass, phi, phi) / mass.sum())
@@ -84,7 +93,7 @@ class Nuisance:
             if np.abs(step).max() < 1e-10:
                 break
         self.first, self.pairs = coef, len(at)
-        self.coef, self.curvature = torch.from_numpy(coef.copy()), torch.from_numpy(curvature)
+        self.coef, self.curvature = torch.from_numpy(share * coef), torch.from_numpy(curvature)
 
     def _slopes(self, x: np.ndarray, margin: np.ndarray, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(F,) gradient and (F, F) curvature of the mean negative log-likelihood of pairs x given the reward's margins."""
@@ -123,6 +132,7 @@ class Nuisance:
             "unit": self.scale.tolist(),
             "first fit": self.first.tolist(),
             "pairs": self.pairs,
+            "share": self.share,
             "rate": self.rate,
         }
 
@@ -154,7 +164,9 @@ def nuisance(table: DebiasTable, ds: Dataset, view: Comparisons, weight: np.ndar
         else differ[:, NAMES.index("characters" if name == "length" else name)]
         for name in table.features
     ]
-    return Nuisance(table.features, np.stack(columns, axis=1), view.p, weight, np.isin(view.row, rows), table.rate)
+    return Nuisance(
+        table.features, np.stack(columns, axis=1), view.p, weight, np.isin(view.row, rows), table.share, table.rate
+    )
 
 
 def _shown_first(ds: Dataset, view: Comparisons) -> np.ndarray:

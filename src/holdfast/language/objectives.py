@@ -104,17 +104,22 @@ class LanguageObjective:
         self.rows = np.unique(np.concatenate([f.rows for f in self.fed]))
         self.seed = seed
         self._ids = row_ids
-        self._leant, self.nuisance = beside if beside is not None else (-1, None)
+        self.nuisance: Nuisance | None = None
+        self._leant = -1  # the number of the term with a nuisance term beside it
         if beside is not None:
-            leant = self.fed[self._leant]
-            assert isinstance(leant, FedPairs)
-            leant.beside = self.nuisance
+            self.lean(*beside)
         self._state = {
             (k, name): torch.zeros((), device=self.model.device)
             for k, f in enumerate(self.fed)
             for name in f.function.updates
         }
         self._taken: Step | None = None  # the training step whose rewards `after_step` has yet to see
+
+    def lean(self, term: int, nuisance: Nuisance) -> None:
+        """From now on the nuisance term stands beside this term's margins while training."""
+        leant = self.fed[term]
+        assert isinstance(leant, FedPairs)
+        leant.beside, self.nuisance, self._leant = nuisance, nuisance, term
 
     # The plan.
 
@@ -410,9 +415,9 @@ class LanguageObjective:
         if self.nuisance is not None:
             assert taken is not None
             x, quantities, _ = self._gathered([x for x, _ in taken.margins], [q for _, q in taken.margins])
-            at = np.argsort(x, kind="stable")
-            coef = self.nuisance.learn(x[at], quantities["margin"][torch.from_numpy(at)] if len(x) else torch.zeros(0))
-            said = {**said, "debias": coef}
+            by_example = np.argsort(x, kind="stable")
+            margin = quantities["margin"].cpu()[torch.from_numpy(by_example)] if len(x) else torch.zeros(0)
+            said = {**said, "debias": self.nuisance.learn(x[by_example], margin)}
         return said
 
     def extra_state(self) -> dict[str, Tensor]:
