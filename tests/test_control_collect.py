@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, stats
 
 from holdfast.control.collect import Behaviour, collect
-from holdfast.control.environments import Around, Mixed, Space, Uniform, make, scripted, space_of
+from holdfast.control.environments import Around, Choice, Mixed, Space, Uniform, make, scripted, space_of
 from holdfast.control.episodes import EpisodesError
 
 pytest.importorskip("gymnasium", reason="the control extra is not installed")
@@ -143,6 +143,8 @@ def test_hopper_hops():
         ({"episodes": 3}, "one of the two"),
         ({"policy": [Behaviour(), Behaviour()]}, "name them"),
         ({"policy": []}, "at least one"),
+        ({"policy": [Behaviour("random", member=2)]}, "member"),
+        ({"policy": Choice(lambda o: np.zeros(len(o), int), 3)}, "has 2 actions; behaviour Choice has 3"),
         ({"env_id": "FrozenLake-v1"}, "vectors"),
     ],
 )
@@ -153,6 +155,7 @@ def test_what_cannot_be_collected_is_said(given, said):
 
 def test_a_behaviour_from_text():
     assert Behaviour.parse("scripted,epsilon=0.3,share=2") == Behaviour("scripted", epsilon=0.3, share=2)
+    assert Behaviour.parse("runs/a,member=2").title == "runs/a,member=2"
     for text, said in (("random,speed=3", "speed=3"), ("random,share=many", "many"), ("random,share=0", "share = 0")):
         with pytest.raises(EpisodesError, match=said):
             Behaviour.parse(text)

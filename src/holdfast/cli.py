@@ -806,8 +806,9 @@ def control_collect(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="POLICY[,epsilon=E][,noise=S][,share=W][,name=N]",
-            help="scripted, random, or a trained policy's folder; given again, each episode draws one by its share.",
+            metavar="POLICY[,KEY=VALUE...]",
+            help="scripted, random, or a trained policy's folder, with epsilon=, noise=, share=, member=, name=. "
+            "Given again, each episode draws one by its share.",
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps in all; the last episode is cut there.")] = None,

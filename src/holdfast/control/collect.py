@@ -17,6 +17,7 @@ import numpy as np
 
 from holdfast.control.environments import Mixed, Policy, Space, Uniform, make, scripted, space_of
 from holdfast.control.episodes import Episodes, EpisodesError
+from holdfast.data.dataset import file_sha256
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,15 @@ class Behaviour:
 
     policy: "scripted", "random", the folder of a trained policy, or an object that satisfies a policy's protocol.
     epsilon: the probability of any action at all instead. noise: the standard deviation of a scripted policy's
-    continuous actions. share: of the episodes, beside the other behaviours' shares.
+    continuous actions. share: of the episodes, beside the other behaviours' shares. member: which of those that a trained
+    policy's folder holds.
     """
 
     policy: Any = "scripted"
     epsilon: float = 0.0
     noise: float = 0.0
     share: float = 1.0
+    member: int = 0
     name: str | None = None
 
     @classmethod
@@ -41,10 +44,11 @@ class Behaviour:
         said: dict[str, Any] = {}
         for part in rest:
             key, equals, value = part.partition("=")
-            if key not in ("epsilon", "noise", "share", "name") or not equals:
-                raise EpisodesError(f"{text!r}: {part!r} should be epsilon=, noise=, share= or name= and a value")
+            kinds = {"epsilon": float, "noise": float, "share": float, "member": int, "name": str}
+            if key not in kinds or not equals:
+                raise EpisodesError(f"{text!r}: {part!r} should be {'=, '.join(kinds)}= and a value")
             try:
-                said[key] = value if key == "name" else float(value)
+                said[key] = kinds[key](value)
             except ValueError:
                 raise EpisodesError(f"{text!r}: {key} = {value!r} should be a number") from None
         return cls(policy.strip(), **said)
@@ -63,7 +67,7 @@ class Behaviour:
         if self.name:
             return self.name
         who = self.policy if isinstance(self.policy, str | Path) else type(self.policy).__name__
-        said = [f"{k}={v:g}" for k, v in (("epsilon", self.epsilon), ("noise", self.noise)) if v]
+        said = [f"{k}={getattr(self, k):g}" for k in ("epsilon", "noise", "member") if getattr(self, k)]
         return ",".join([str(who), *said])
 
     def build(self, env_id: str, space: Space) -> Policy:
@@ -80,7 +84,11 @@ class Behaviour:
                 raise EpisodesError(f"policy {str(made)!r} is neither 'scripted', 'random' nor a policy's folder")
             from holdfast.control.policy import load_policy
 
-            made = load_policy(made)
+            made = load_policy(made, self.member)
+        if self.member and (not isinstance(self.policy, str | Path) or self.policy in ("scripted", "random")):
+            raise EpisodesError(f"behaviour {self.title}: member is for a trained policy's folder")
+        if getattr(made, "n_actions", space.n_actions) != space.n_actions:
+            raise EpisodesError(f"{env_id} has {space.n_actions} actions; behaviour {self.title} has {made.n_actions}")
         wanted = ("probs",) if space.n_actions is not None else ("sample", "log_prob")
         for method in wanted:
             if not callable(getattr(made, method, None)):
@@ -189,6 +197,7 @@ def collect(
                 "episodes": int((of == i).sum()),
                 "steps": int(length[of == i].sum()),
                 "return": float(return_E[of == i].mean()) if (of == i).any() else None,
+                **_weights(b.policy),
             }
             for i, b in enumerate(behaviours)
         ],
@@ -215,6 +224,15 @@ def collect(
         n_actions=space.n_actions,
         facts=facts,
     )
+
+
+def _weights(policy: Any) -> dict[str, str]:
+    """The digest of a trained policy's weights: which one it was, wherever its folder goes."""
+    if isinstance(policy, str | Path):
+        for folder in (Path(policy), Path(policy) / "model"):
+            if (folder / "model.safetensors").is_file():
+                return {"weights": file_sha256(folder / "model.safetensors")}
+    return {}
 
 
 def _seed(seed: int, episode: int, purpose: str) -> int:
