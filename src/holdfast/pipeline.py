@@ -65,7 +65,7 @@ from holdfast.language.scoring import PolicyScorer, RewardScorer
 from holdfast.language.scratch import dataset_texts, make_model, train_tokenizer
 from holdfast.language.terms import Asked, Fed, View, apart, fed, feed, read_objective, refuse_weights
 from holdfast.language.tokens import Tokens, decode_pieces, tokenise, tokenizer_digest, tokens_of
-from holdfast.recipe import Recipe, ReferenceTable, TrackTable, load_recipe
+from holdfast.recipe import ControlRecipe, Recipe, ReferenceTable, TrackTable, read_recipe
 from holdfast.report.page import write_report
 from holdfast.report.trackers import require, track
 from holdfast.training.checkpoint import trained_state, weights_digest
@@ -109,7 +109,7 @@ class Prepared:
 
 
 def train(
-    recipe: Recipe | str | Path | Mapping[str, Any],
+    recipe: Recipe | ControlRecipe | str | Path | Mapping[str, Any],
     out: str | Path,
     settings: Sequence[str] = (),
     quiet: bool = False,
@@ -119,9 +119,11 @@ def train(
 
     Raises RecipeError, DataError or IntegrityError naming what is wrong, before the first step wherever it can be known by then.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
+    recipe = recipe if isinstance(recipe, Recipe | ControlRecipe) else read_recipe(recipe, settings)
     folder = Path(out)
     require(recipe.track.to)
+    if isinstance(recipe, ControlRecipe):
+        return _train_control(recipe, folder, quiet, allow_environment_change)
     with together(recipe.run) as ranks, deterministic(recipe.run):
         prepared = prepare(recipe, folder, quiet)
         ranks.first(lambda: _write_left_out(folder, prepared))
@@ -142,6 +144,18 @@ def train(
             if _compares_held_out(recipe, prepared.dataset, folder):
                 evaluate(folder)
             ranks.first(lambda: _shown(folder, recipe))
+    return Run(folder, done.steps, done.ledger_head, done.weights_digest, done.stopped)
+
+
+def _train_control(recipe: ControlRecipe, folder: Path, quiet: bool, allow_environment_change: bool) -> Run:
+    """The same for episodes: `control.flow` says what is trained on what."""
+    from holdfast.control import flow
+
+    _write_recipe(recipe, folder)
+    done = flow.train(recipe, folder, quiet, allow_environment_change)
+    if done.stopped != "interrupted" and not (folder / "evaluations" / HELD_OUT / "metrics.json").exists():
+        evaluate(folder)
+        track(folder, recipe.track.to)
     return Run(folder, done.steps, done.ledger_head, done.weights_digest, done.stopped)
 
 
@@ -176,7 +190,7 @@ def _compares_held_out(recipe: Recipe, dataset: Dataset, folder: Path) -> bool:
 
 def resume(run: str | Path, quiet: bool = False, allow_environment_change: bool = False) -> Run:
     """Go on with an interrupted run. The bytes are those of a run that was never interrupted."""
-    return train(_recipe_of(Path(run)), run, quiet=quiet, allow_environment_change=allow_environment_change)
+    return train(_any_recipe_of(Path(run)), run, quiet=quiet, allow_environment_change=allow_environment_change)
 
 
 def prepare(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
@@ -470,7 +484,11 @@ def _settle(model: Any, recipe: Recipe) -> Any:
 def replay(run: str | Path, first: int, last: int) -> dict[str, Any]:
     """Recompute steps `first` to `last` (both included) and compare every ledger entry to the byte."""
     folder = Path(run)
-    recipe = _recipe_of(folder)
+    recipe = _any_recipe_of(folder)
+    if isinstance(recipe, ControlRecipe):
+        from holdfast.control import flow
+
+        return flow.replay(recipe, folder, first, last)
     with together(recipe.run), deterministic(recipe.run):
         p = prepare(recipe, folder, quiet=True)
         return recompute(
@@ -484,7 +502,11 @@ def evaluate(run: str | Path, on: str | Path | None = None) -> dict[str, Any]:
     Writes RUN/evaluations/NAME/ (rows.parquet, metrics.json, examples.json); NAME is `held-out`, or the other dataset's root.
     """
     folder = Path(run)
-    recipe = _recipe_of(folder)
+    recipe = _any_recipe_of(folder)
+    if isinstance(recipe, ControlRecipe):
+        from holdfast.control import flow
+
+        return flow.evaluate(recipe, folder, on)
     with together(recipe.run) as ranks, deterministic(recipe.run):
         own = open_dataset(recipe.data.dataset)
         split = load_split(folder, own)
@@ -662,25 +684,33 @@ def _reading(model: Any) -> dict[str, Any]:
     return {"stops": getattr(getattr(model, "generation_config", None), "eos_token_id", None)}
 
 
-def _recipe_of(folder: Path) -> Recipe:
+def _any_recipe_of(folder: Path) -> Recipe | ControlRecipe:
     if not (folder / "recipe.toml").exists():
         raise DataError(f"{folder} is not a run folder: it has no recipe.toml")
-    return load_recipe(folder / "recipe.toml")
+    return read_recipe(folder / "recipe.toml")
 
 
-def _write_recipe(recipe: Recipe, folder: Path) -> None:
+def _recipe_of(folder: Path) -> Recipe:
+    recipe = _any_recipe_of(folder)
+    if isinstance(recipe, ControlRecipe):
+        raise DataError(f"{folder} is a run of control: it learnt from episodes, and scores no responses")
+    return recipe
+
+
+def _write_recipe(recipe: Recipe | ControlRecipe, folder: Path) -> None:
     """The resolved recipe, with full paths, so that the run can be taken up from anywhere."""
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / "recipe.toml"
     if written.exists():
-        if load_recipe(written).digest() != recipe.digest():
+        if read_recipe(written).digest() != recipe.digest():
             raise RecipeError(f"{folder} holds a run of another recipe; choose another folder with -o, or delete it")
         return
-    data = recipe.data.model_copy(update={"dataset": str(Path(recipe.data.dataset).resolve())})
-    full: dict[str, Any] = {"data": data}
-    for name, table in (("model", recipe.model), ("reference", recipe.reference)):
-        if table is not None and table.path is not None:
-            full[name] = table.model_copy(update={"path": str(Path(table.path).resolve())})
+    places = {"data": ("dataset",), "model": ("path",), "reference": ("path",), "control": ("start", "reference")}
+    full: dict[str, Any] = {}
+    for name, keys in places.items():
+        if (table := getattr(recipe, name, None)) is not None:
+            given = {k: str(Path(v).resolve()) for k in keys if (v := getattr(table, k, None)) is not None}
+            full[name] = table.model_copy(update=given)
     temporary = written.with_suffix(".tmp")
     temporary.write_text(recipe.model_copy(update=full).to_toml(), encoding="utf-8")
     temporary.replace(written)

@@ -63,6 +63,8 @@ class MLP(nn.Module):
         """
         if len(x) != self.members:
             x = x.repeat_interleave(self.members // len(x), dim=0)
+        if not torch.is_grad_enabled():
+            return _forward(x, self.weights, self.biases)[0]
         parameters = [*self.weights, *self.biases]
         if frozen:
             parameters = [p.detach() for p in parameters]
@@ -89,14 +91,8 @@ class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         n = len(parameters) // 2
-        weights, biases = parameters[:n], parameters[n:]
-        inputs = []
-        h = x
-        for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
-            inputs.append(h)
-            h = _affine(h, w, b)
-            if i < n - 1:
-                h.relu_()
+        weights = parameters[:n]
+        h, inputs = _forward(x, weights, parameters[n:])
         ctx.save_for_backward(*inputs, *weights)
         ctx.n = n
         return h
@@ -120,8 +116,19 @@ class _Perceptron(torch.autograd.Function):
         return (g if wants_x else None, *to_w, *to_b)
 
 
+def _forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The outputs, and every layer's input."""
+    inputs = []
+    for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        inputs.append(x)
+        x = _affine(x, w, b)
+        if i < len(weights) - 1:
+            x = x.relu_()
+    return x, inputs
+
+
 def _affine(x_MBI: Tensor, w_MOI: Tensor, b_M1O: Tensor) -> Tensor:
-    if quicker(x_MBI[0], w_MOI[0]):
+    if not torch.compiler.is_compiling() and quicker(x_MBI[0], w_MOI[0]):
         return _product(x_MBI, w_MOI).add_(b_M1O)
     return torch.baddbmm(b_M1O, x_MBI, w_MOI.mT)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -640,3 +640,16 @@ def _sync(path: Path) -> None:
         pass
     finally:
         os.close(handle)
+
+
+def step_ids(episode_ids: Sequence[str], offsets: np.ndarray, episodes: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The identities of these episodes' steps, and the steps' numbers: SHA-256 of the episode's digest and the place."""
+    ids, numbers = [], []
+    for e in episodes.tolist():
+        head = sha256(b"holdfast/step/1\0" + bytes.fromhex(episode_ids[e]))
+        for step in range(int(offsets[e + 1] - offsets[e])):
+            sha = head.copy()
+            sha.update(step.to_bytes(8, "big"))
+            ids.append(sha.hexdigest())
+        numbers.append(np.arange(offsets[e], offsets[e + 1]))
+    return ids, np.concatenate(numbers).astype(np.int64)

@@ -27,7 +27,7 @@ from holdfast.training.ledger import sync_path, sync_tree
 if TYPE_CHECKING:
     import torch
 
-    from holdfast.training.objective import Objective
+    from holdfast.training.objective import Trained
     from holdfast.training.ranks import Ranks
 
 FORMAT = "holdfast-checkpoint/1"
@@ -135,7 +135,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_checkpoint(
-    folder: Path, step: int, objective: Objective, optimiser: torch.optim.Optimizer | None, ranks: Ranks
+    folder: Path, step: int, objective: Trained, optimiser: torch.optim.Optimizer | None, ranks: Ranks
 ) -> tuple[Path, dict[str, Any]]:
     """Write a checkpoint beside `folder` under a temporary name, synced, and say what the ledger records of it.
 
@@ -197,7 +197,7 @@ def intact(folder: Path, files: Mapping[str, str]) -> bool:
     return all((folder / name).is_file() and file_sha256(folder / name) == digest for name, digest in files.items())
 
 
-def load_checkpoint(folder: Path, objective: Objective, optimiser: torch.optim.Optimizer | None) -> None:
+def load_checkpoint(folder: Path, objective: Trained, optimiser: torch.optim.Optimizer | None) -> None:
     """Put a checkpoint's state into the model, the objective and the optimiser, to the bit. Raises IntegrityError where
     they do not fit.
     """

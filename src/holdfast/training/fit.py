@@ -44,7 +44,7 @@ from holdfast.training.checkpoint import (
 )
 from holdfast.training.determinism import derive, deterministic, environment
 from holdfast.training.ledger import FORMAT, Entry, History, Ledger, differences, exact, read_ledger, rewrite, sync_tree
-from holdfast.training.objective import Learner, Objective, Rows, Sums
+from holdfast.training.objective import Learner, Objective, Rows, Sums, Trained
 from holdfast.training.optimiser import adamw
 from holdfast.training.order import mix, order_of, read_rows, rows_root, total_steps, write_rows
 from holdfast.training.progress import Progress
@@ -90,7 +90,7 @@ def learning_rate(settings: TrainTable, step: int, total: int) -> float:
 class Trainer:
     """What a step needs: `fit` takes them one after another, `replay` takes some of them again."""
 
-    def __init__(self, objective: Objective, rows: Rows, settings: TrainTable, run: RunTable):
+    def __init__(self, objective: Objective | Learner, rows: Rows, settings: TrainTable, run: RunTable):
         self.objective, self.rows, self.settings, self.run = objective, rows, settings, run
         self.ranks = here()
         if self.ranks.world > 1 and getattr(objective, "ranks", None) is not self.ranks:
@@ -161,7 +161,7 @@ class Trainer:
 
     def _descend(self, step: int, index: np.ndarray, ids: list[str], rate: float) -> tuple[float, float, Sums]:
         """One optimiser step on the rows: their loss, the gradient norm, and metrics."""
-        assert self.optimiser is not None
+        assert self.optimiser is not None and not isinstance(self.objective, Learner)
         self.objective.model.zero_grad(set_to_none=True)
         normaliser = self.objective.normaliser(index)
         if not normaliser > 0:
@@ -247,7 +247,7 @@ def held_out_rows(held_out: np.ndarray | None, settings: TrainTable, seed: int) 
 
 
 def fit(
-    objective: Objective,
+    objective: Objective | Learner,
     rows: Rows,
     settings: TrainTable,
     run: RunTable,
@@ -487,7 +487,7 @@ def _resume_point(checkpoints: Path, entries: list[Entry], changed: bool) -> tup
 def _put_aside(
     checkpoints: Path,
     step: int,
-    objective: Objective,
+    objective: Trained,
     optimiser: torch.optim.Optimizer | None,
     ledger: Ledger,
     ranks: Ranks,

@@ -37,13 +37,41 @@ class Rows:
         return len(self.ids)
 
 
-class Objective(Protocol):
+class Trained(Protocol):
+    """What the loop needs of everything that it trains."""
+
+    @property
+    def model(self) -> torch.nn.Module: ...
+
+    def figures(self, rows: np.ndarray) -> dict[str, float]:
+        """Held-out figures over rows, without gradient: `loss` always, and what the objective adds
+        (`rewards/accuracies`).
+        """
+        ...
+
+    def begin(self) -> dict[str, Any]:
+        """Checks before step 0 (raises on failure) and the facts the ledger's first entry commits to (JSON-able)."""
+        ...
+
+    def after_step(self, step: int) -> Mapping[str, Any] | None:
+        """What follows an optimiser step: a moving reference. Most do nothing.
+
+        What it returns (JSON-able), where it is not empty, stands in the ledger's entry of the step as `after`.
+        """
+        ...
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """State beyond parameters and buffers that a checkpoint must keep (a running mean, say). Most: empty."""
+        ...
+
+    def load_extra_state(self, state: dict[str, torch.Tensor]) -> None: ...
+
+
+class Objective(Trained, Protocol):
     """model + rows -> loss and metrics. Holds the choice of loss; `fit` calls it and knows no more.
 
     Rows are numbers into the dataset (`Rows.index`), in the order in which the step takes them.
     """
-
-    model: torch.nn.Module
 
     def batches(self, rows: np.ndarray) -> list[Any]:
         """Plan the step's micro-batches. A pure function of the rows and the recipe."""
@@ -57,39 +85,17 @@ class Objective(Protocol):
         """The summed loss of one micro-batch (a scalar tensor with a graph), and metrics as sums."""
         ...
 
-    def figures(self, rows: np.ndarray) -> dict[str, float]:
-        """Held-out figures over rows, without gradient: `loss` always, and what the objective adds
-        (`rewards/accuracies`).
-        """
-        ...
-
-    def begin(self) -> dict[str, Any]:
-        """Checks before step 0 (raises on failure) and the facts the ledger's first entry commits to (JSON-able)."""
-        ...
-
-    def after_step(self, step: int) -> Mapping[str, Any] | None:
-        """What follows an optimiser step: a moving reference, a target network. Most do nothing.
-
-        What it returns (JSON-able), where it is not empty, stands in the ledger's entry of the step as `after`.
-        """
-        ...
-
-    def extra_state(self) -> dict[str, torch.Tensor]:
-        """State beyond parameters and buffers that a checkpoint must keep (a running mean, say). Most: empty."""
-        ...
-
-    def load_extra_state(self, state: dict[str, torch.Tensor]) -> None: ...
-
 
 @runtime_checkable
-class Learner(Protocol):
+class Learner(Trained, Protocol):
     """An objective that takes its steps itself: many small updates of several members, each with targets that follow.
 
-    A step is then `draws["updates"]` updates on the rows that `training.order.Draws` gives; the rest of the contract
-    is `Objective`'s, `batches`, `normaliser` and `loss` apart. A member's loss must reach no other member's weights.
+    A step is then `draws["updates"]` updates on the rows that `training.order.Draws` gives. A member's loss must reach no
+    other member's weights.
     """
 
-    draws: Mapping[str, Any]  # members, updates, bootstrap: what `Draws` takes beside rows, seed and batch
+    # members, updates, bootstrap: what `Draws` takes beside rows and seed; `batch` where it is not the recipe's
+    draws: Mapping[str, Any]
 
     def take(
         self, step: int, index: np.ndarray, rate: float, optimiser: torch.optim.Optimizer | None

@@ -256,8 +256,9 @@ class Draws:
 def order_of(
     rows: Rows, seed: int, per_prompt: int | None, batch: int, draws: Mapping[str, Any] | None = None
 ) -> Order | Draws:
-    """The order of a run: one of single steps, or where the objective says so (`Learner.draws`) one of draws."""
-    return Order(rows, seed, per_prompt, batch) if draws is None else Draws(rows, seed, batch=batch, **draws)
+    """The order of a run: one of single steps, or where the objective says so (`Learner.draws`) one of draws, which may say
+    a batch of their own."""
+    return Order(rows, seed, per_prompt, batch) if draws is None else Draws(rows, seed, **{"batch": batch, **draws})
 
 
 def mix(keys: np.ndarray, seed: int) -> np.ndarray:

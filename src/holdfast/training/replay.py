@@ -17,11 +17,11 @@ from holdfast.training.checkpoint import intact, load_checkpoint, trained_state,
 from holdfast.training.determinism import derive, deterministic, environment
 from holdfast.training.fit import Trainer, held_out_rows, open_record
 from holdfast.training.ledger import Entry, History, differences, exact, read_ledger
-from holdfast.training.objective import Objective, Rows
+from holdfast.training.objective import Learner, Objective, Rows
 
 
 def replay(
-    objective: Objective,
+    objective: Objective | Learner,
     rows: Rows,
     settings: TrainTable,
     run: RunTable,

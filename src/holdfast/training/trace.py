@@ -10,7 +10,7 @@ import orjson
 from holdfast.data.dataset import Dataset, open_dataset
 from holdfast.data.splits import load_split
 from holdfast.errors import DataError, HoldfastError
-from holdfast.recipe import load_recipe
+from holdfast.recipe import read_recipe
 from holdfast.training.ledger import History, read_ledger
 from holdfast.training.objective import Rows
 from holdfast.training.order import Draws, Order, order_of, read_rows
@@ -87,7 +87,7 @@ def _history(folder: Path) -> History:
 
 def _dataset(folder: Path, dataset: str | Path | None) -> Dataset:
     return open_dataset(
-        dataset if dataset is not None else load_recipe(folder / "recipe.toml").data.dataset, check=False
+        dataset if dataset is not None else read_recipe(folder / "recipe.toml").data.dataset, check=False
     )
 
 

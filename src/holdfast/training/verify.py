@@ -18,7 +18,7 @@ import tomli_w
 from holdfast.data.dataset import Dataset, Problem, open_dataset, verify_dataset
 from holdfast.data.splits import load_split, verify_split
 from holdfast.errors import DataError, HoldfastError, IntegrityError
-from holdfast.recipe import Recipe, digest_of, load_recipe
+from holdfast.recipe import ControlRecipe, Recipe, digest_of, read_recipe
 from holdfast.training.checkpoint import file_digests, file_sha256, tensors_root
 from holdfast.training.ledger import FORMAT, Entry, History, check_chain, differences, exact, split_lines
 from holdfast.training.objective import Rows
@@ -124,14 +124,14 @@ def _check_run(folder: Path, entries: list[Entry], whole: bool, found: Verified)
     rows = _check_rows(folder, opened, found)
     _check_steps(entries, opened, rows, whole, found)
     _check_files(folder, history, entries[-1], whole, found)
-    if recipe is not None and "dataset" in facts:
+    if isinstance(recipe, Recipe) and "dataset" in facts:
         _check_dataset(folder, recipe, facts, rows, "split" in facts and not split_problems, found)
 
 
-def _check_recipe(folder: Path, opened: Entry, found: Verified) -> Recipe | None:
+def _check_recipe(folder: Path, opened: Entry, found: Verified) -> Recipe | ControlRecipe | None:
     path = folder / "recipe.toml"
     try:
-        recipe = load_recipe(path)
+        recipe = read_recipe(path)
         text = path.read_text(encoding="utf-8")
     except (HoldfastError, OSError) as problem:
         found.say(
@@ -156,7 +156,7 @@ def _check_recipe(folder: Path, opened: Entry, found: Verified) -> Recipe | None
     return recipe
 
 
-def _against_recipe(recipe: Recipe, opened: Entry) -> list[tuple[str, str, str]]:
+def _against_recipe(recipe: Recipe | ControlRecipe, opened: Entry) -> list[tuple[str, str, str]]:
     said = {"settings": recipe.train, "run": recipe.run}
     return [
         d

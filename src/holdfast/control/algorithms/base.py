@@ -52,6 +52,8 @@ class Algorithm(nn.Module):
     acts: ClassVar[bool] = True  # has a policy (a reward model has none)
     greedy: ClassVar[bool] = False  # its policy is the best action, without a distribution
 
+    settings: dict[str, Any]  # the keyword arguments it was made with
+
     def __init__(self, task: Task):
         super().__init__()
         self.task = task
@@ -90,6 +92,10 @@ class Algorithm(nn.Module):
 
     def log_prob(self, obs_KBd: Tensor, action_KBA: Tensor) -> Tensor:
         """(K, B): log density of continuous actions."""
+        raise NotImplementedError
+
+    def margin(self, pairs: Pairs) -> Tensor:
+        """(K, B): by how much the first segment is preferred; of algorithms that read judgements."""
         raise NotImplementedError
 
     def value(self, obs_KBd: Tensor, draw: Draw) -> Tensor | None:

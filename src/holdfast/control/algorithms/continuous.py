@@ -141,7 +141,7 @@ class ContinuousBCQ(Algorithm):
             rows = batch.following.repeat_interleave(S, dim=1)
             proposed = self._moved(rows, self._proposed(rows, draw.normal("next", B * S, L)), self.slow_nudge)
             q_KCBS = self.q.of(rows, proposed, target=True).unflatten(-1, (B, S))
-            next_KB = bcq_value(q_KCBS, self.lam)
+            next_KB = bcq_value(q_KCBS, self.lam.unsqueeze(-1))
             raw_KBA = self._proposed(batch.obs, draw.normal("own", B, L))
         y_KB = td_target(batch.reward, batch.terminated, next_KB, self.discount)
         moved_KBA = self._moved(batch.obs, raw_KBA, self.nudge)

@@ -58,7 +58,10 @@ class CPL(Actor):
     def __init__(self, task: Task, *, alpha: Each = 0.1, lam: Each = 0.5, clone: float = 0.0):
         super().__init__(task)
         self.alpha, self.lam, self.clone = self.each("alpha", alpha), self.each("lam", lam), clone
-        self.reference: Actor | None = None
+        self.reference: tuple[Actor, ...] = ()  # in a tuple it is no part of this module: its weights are not kept here
+
+    def refer_to(self, policy: Actor) -> None:
+        self.reference = (policy,)
 
     def margin(self, pairs: Pairs) -> Tensor:
         with torch.no_grad():
@@ -68,9 +71,9 @@ class CPL(Actor):
     def _advantages(self, pairs: Pairs) -> tuple[tuple[Tensor, Tensor], Tensor]:
         logp_KN = self.actor.log_prob(pairs.steps.obs, pairs.steps.action)
         ratio_KN = logp_KN
-        if self.reference is not None:
+        if self.reference:
             with torch.no_grad():
-                ratio_KN = logp_KN - self.reference.actor.log_prob(pairs.steps.obs, pairs.steps.action)
+                ratio_KN = logp_KN - self.reference[0].actor.log_prob(pairs.steps.obs, pairs.steps.action)
         return pairs.returns(self.alpha * ratio_KN, self.discount), logp_KN
 
     def losses(self, pairs: Pairs, draw: Draw) -> dict[str, Tensor]:
