@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from holdfast.control.ope.formulas import ESTIMATORS, MODEL, WEIGHTS, Table, mea
 from holdfast.control.ope.intervals import Interval
 from holdfast.control.ope.weights import OpeError, Support, behaviour, clone, policy_logp, support
 
-CUBE = 4_000_000  # numbers in one array of resamples x episodes x steps
+CUBE = 1_000_000  # numbers in one array of resamples x episodes x steps
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def evaluate_policy(
     rewards: np.ndarray | None = None,
     discount: float = 1.0,
     horizon: int | None = None,
-    estimators: Sequence[str] = ESTIMATORS,
+    estimators: Sequence[str] | None = None,
     model: str = "auto",
     propensities: str = "auto",
     return_range: Interval | None = None,
@@ -102,8 +102,9 @@ def evaluate_policy(
     logged ones: K guesses of a learned reward, whose disagreement then widens every interval. `horizon` is the number
     of steps that the value is of; by default those of the longest episode. `return_range` is the least and the most
     that an episode's discounted return can be, known and not looked up in the log: with it "is" has the intervals
-    "hoeffding" and "bernstein", whose weights are cut at `cap`. `model`: auto, tabular or linear. `propensities`: auto,
-    logged or estimated. The same seed gives the same figures.
+    "hoeffding" and "bernstein", whose weights are cut at `cap`. `estimators`: of `ESTIMATORS`, by default all that the
+    policy allows. `model`: auto, tabular or linear. `propensities`: auto, logged or estimated. The same seed gives the
+    same figures.
 
     Raises `OpeError` for what these episodes cannot answer. Policies learned on the same episodes look better than they
     are: hold episodes out.
@@ -115,11 +116,11 @@ def evaluate_policy(
         raise OpeError(f"discount {discount}: above 0, at most 1")
     if not 0 < confidence < 1:
         raise OpeError(f"confidence {confidence}: between 0 and 1, such as 0.95")
-    if unknown := [e for e in estimators if e not in ESTIMATORS]:
+    if unknown := [e for e in estimators or () if e not in ESTIMATORS]:
         raise OpeError(f"estimator {unknown[0]!r}: one of {', '.join(ESTIMATORS)}")
     if horizon is not None and horizon < 1:
         raise OpeError(f"horizon {horizon}: at least one step")
-    reward_KT = _rewards(episodes, rewards)
+    reward_KT, notes = _rewards(episodes, rewards), []
     if cap is not None and return_range is None:
         raise OpeError("cap is for the intervals of a stated return_range; give both")
     if return_range is not None and len(reward_KT) > 1:
@@ -128,10 +129,13 @@ def evaluate_policy(
         raise OpeError(f"return_range {return_range}: give the least and the most")
 
     horizon = int(np.diff(episodes.offsets).max()) if horizon is None else horizon
-    n, names = len(episodes), list(dict.fromkeys(estimators))
+    n, names = len(episodes), list(dict.fromkeys(estimators or ESTIMATORS))
+    dense = episodes.n_actions is not None or (hasattr(policy, "log_prob") and getattr(policy, "density", True))
+    if not dense and estimators is None:
+        names = ["fqe"]
+        notes.append("the policy has no density at logged actions: the model alone can be asked")
     mu = behaviour(episodes, propensities)
     cut_E = ~episodes.terminated & (np.diff(episodes.offsets) < horizon)
-    notes = []
     if mu.estimated:
         notes.append(f"{mu.how}: weights are right only as far as it is; exact intervals are not given")
     if cut_E.any():
@@ -139,15 +143,16 @@ def evaluate_policy(
             f"{int(cut_E.sum())} of {n} episodes were cut before the horizon of {horizon}: is, wis, pdis and wpdis "
             "count nothing after the cut, the others take the model's word for it; exact intervals are not given"
         )
-    if episodes.n_actions is None and not hasattr(policy, "log_prob") and set(names) == {"fqe"}:
-        logp_T = np.full(len(episodes.actions), -np.inf)  # a density that nobody knows supports nothing
-    else:
-        logp_T = policy_logp(policy, episodes)
-    shown = _Job(episodes, reward_KT, horizon, discount, mu.logp_T, model, resamples, folds, seed)
-    found = shown.estimate(policy, logp_T, names)
+    if not dense and set(names) != {"fqe"}:
+        raise OpeError(f"{type(policy).__name__} has no density at logged actions (log_prob): ask for fqe alone")
+    logp_T = policy_logp(policy, episodes) if dense else np.full(len(episodes.actions), -np.inf)
+    job = _Job(episodes, reward_KT, horizon, discount, mu.logp_T, model, resamples, folds, seed)
+    found = job.estimate(policy, logp_T, names)
     p = found.table
 
     reach = support(p.logw_EH[:, -1], found.model.unseen() if isinstance(found.model, fqe.Tabular) else None)
+    if not dense:
+        reach = replace(reach, why="without a density no logged episode can be weighed")
     if reach.unseen:
         notes.append(
             f"nobody did at logged observations {reach.unseen:.1%} of what the policy would: the model guesses it"
@@ -166,13 +171,15 @@ def evaluate_policy(
             made["student"] = intervals.student(e.value, e.influence_E, confidence)
         if len(e.value_B) < 100:
             made["bootstrap"] = intervals.spread(e.value, e.value_B, confidence)
-        elif se is not None:
+        elif se is not None and e.se_B is not None:
             made["bootstrap"] = intervals.bootstrap_t(e.value, se, e.value_B, e.se_B, confidence)
         else:
             made["bootstrap"] = intervals.percentile(e.value_B, confidence)
         if len(reward_KT) > 1:
             sd = float(np.std(e.value_K, ddof=1))
             made = {k: intervals.widened(e.value, x, sd, len(reward_KT), confidence) for k, x in made.items()}
+        if reach.largest == 0 and name in WEIGHTS:  # without any weight it says nothing
+            made = dict.fromkeys(made, intervals.EVERYTHING)
         return Value(name, e.value, se, made)
 
     def exact(v: Value, logw_E: np.ndarray, cap: float | None) -> Value:
@@ -190,10 +197,18 @@ def evaluate_policy(
         return Value(v.estimator, v.value, v.se, v.intervals | made)
 
     values = {x: value(x, found.of[x]) for x in names}
+    if reach.verdict != "none" and "fqe" in names and "wdr" in names:
+        apart = value("fqe - wdr", found.of["fqe"].minus(found.of["wdr"]))
+        low, high = apart.intervals["bootstrap"]
+        if low > 0 or high < 0:
+            notes.append(
+                f"the model and the weights disagree: fqe - wdr is {apart.value:.4g} [{low:.4g}, {high:.4g}]; what is "
+                "observed may not be all that matters, or the model's form is too simple"
+            )
     if "is" in values and not mu.estimated:
         values["is"] = exact(values["is"], p.logw_EH[:, -1], cap)
     cloned = clone(episodes)
-    copied = shown.estimate(cloned, policy_logp(cloned, episodes), [headline])
+    copied = job.estimate(cloned, policy_logp(cloned, episodes), [headline])
     baselines = {
         BEHAVIOUR: exact(value("mean return", found.of["mean return"]), np.zeros(n), 1.0),
         CLONING: value(headline, copied.of[headline]),
@@ -225,31 +240,15 @@ HEADLINE = {
 @dataclass(frozen=True)
 class _Estimate:
     value: float
-    influence_E: np.ndarray | None
+    influence_E: np.ndarray | None  # None where it lacks what the refitted model adds
     value_B: np.ndarray
-    influence_BE: np.ndarray | None
-    count_BE: np.ndarray
+    se_B: np.ndarray | None
     value_K: np.ndarray  # by each guess of the reward
 
-    @property
-    def se_B(self) -> np.ndarray:
-        assert self.influence_BE is not None
-        return np.sqrt((self.count_BE * self.influence_BE**2).sum(axis=1)) / len(self.count_BE[0])
-
     def minus(self, other: _Estimate) -> _Estimate:
-        both = None
-        if self.influence_E is not None and other.influence_E is not None:
-            both = self.influence_E - other.influence_E
-        each = None
-        if self.influence_BE is not None and other.influence_BE is not None:
-            each = self.influence_BE - other.influence_BE
+        """Their difference on the same resamples."""
         return _Estimate(
-            self.value - other.value,
-            both,
-            self.value_B - other.value_B,
-            each,
-            self.count_BE,
-            self.value_K - other.value_K,
+            self.value - other.value, None, self.value_B - other.value_B, None, self.value_K - other.value_K
         )
 
 
@@ -289,13 +288,12 @@ class _Job:
         folds = min(self.folds, n)
         fold_E = np.random.default_rng([self.seed, 1]).permutation(n) % folds
 
-        def values(reward_T: np.ndarray, count_BE: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        def values(reward_T: np.ndarray, count_BE: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             p, B = Table(np.append(reward_T, 0.0)[step_EH], logw_EH, self.discount), len(count_BE)
-            made: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"mean return": mean_return(p, count_BE)}
+            made = {"mean return": mean_return(p, count_BE)}
             made |= {x: WEIGHTS[x](p, count_BE) for x in names if x in WEIGHTS}
             if "fqe" in names and model is not None:
-                v_BE = model.fit(reward_T, count_BE, self.seed).v(np.arange(B), episodes.offsets[:-1])
-                made["fqe"] = (count_BE * v_BE).sum(axis=1) / n, None
+                made["fqe"] = model.fit(reward_T, count_BE, self.seed).value()
             if any(x in MODEL for x in names) and model is not None:
                 # each episode is answered by the fit that left its fold out
                 count_BFE = count_BE[:, None, :] * (fold_E[None, :] != np.arange(folds)[:, None])
@@ -315,25 +313,21 @@ class _Job:
         count_BE = draw.multinomial(n, np.full(n, 1 / n), size=B).astype(np.float64)
         size = max(n * self.horizon, n, model.size() * (folds + 1) if model is not None else 0)
         chunk = max(CUBE // size, 1)
-        parts = [values(reward_T, count_BE[b : b + chunk]) for b in range(0, B, chunk)]
+        parts = []  # of each resample the value and its own standard error
+        for count in (count_BE[b : b + chunk] for b in range(0, B, chunk)):
+            made = values(reward_T, count)
+            parts.append({x: (v, np.sqrt((count * i**2).sum(axis=1)) / n) for x, (v, i) in made.items()})
         guesses = [values(r, np.ones((1, n))) for r in self.reward_KT] if len(self.reward_KT) > 1 else []
         of = {}
         for x, (value_1, influence_1E) in point.items():
-            several = [part[x][1] for part in parts]
             of[x] = _Estimate(
                 float(value_1[0]),
-                None if influence_1E is None or x in REFITTED else influence_1E[0],
-                np.concatenate([part[x][0] for part in parts]),
-                None
-                if influence_1E is None or x in REFITTED
-                else np.concatenate([i for i in several if i is not None]),
-                count_BE,
+                influence_1E[0] if x != "magic" else None,
+                np.concatenate([value_B for value_B, _ in (part[x] for part in parts)]),
+                np.concatenate([se_B for _, se_B in (part[x] for part in parts)]) if x not in MODEL else None,
                 np.array([g[x][0][0] for g in guesses]),
             )
         return _Found(of, Table(np.append(reward_T, 0.0)[step_EH], logw_EH, self.discount), model)
-
-
-REFITTED = ("magic", "fqe")  # their error is in good part the model's, which no influence here has in it
 
 
 def _rewards(episodes: Episodes, rewards: np.ndarray | None) -> np.ndarray:

@@ -39,6 +39,10 @@ class Material:
     discount: float
 
     @property
+    def first_E(self) -> np.ndarray:
+        return np.searchsorted(self.episode_T, np.arange(self.n_episodes))
+
+    @property
     def togo_T(self) -> np.ndarray:
         """(T + 1,)"""
         return np.append(self.togo_N[: len(self.next_T)], 0)
@@ -80,6 +84,11 @@ def material(policy: Any, episodes: Episodes, horizon: int, discount: float, dra
 class Fitted(Protocol):
     def q(self, xs: np.ndarray, steps: np.ndarray) -> np.ndarray: ...
     def v(self, xs: np.ndarray, observations: np.ndarray) -> np.ndarray: ...
+    def value(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean of v over the true first observations, (X,), and each episode's influence on it, (X, E): through
+        the first observation, and through the fit by how far its steps miss, weighted by how often the policy would
+        come there (the derivative of the fit by an episode's count)."""
+        ...
 
 
 class Model(Protocol):
@@ -94,16 +103,36 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class _Tables:
+    form: Tabular
+    count_XE: np.ndarray
+    n_XP: np.ndarray
+    edge_X: np.ndarray  # discount x probability of each logged transition
+    got_EP: Any
     q_XKP: np.ndarray
     v_XKS: np.ndarray
-    at_T: np.ndarray  # where a step's answer lies in its fit's table
-    at_N: np.ndarray
 
     def q(self, xs: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        return self.q_XKP.reshape(len(self.q_XKP), -1)[xs].take(self.at_T[steps], axis=1)
+        return self.q_XKP.reshape(len(self.q_XKP), -1)[xs].take(self.form.at_T[steps], axis=1)
 
     def v(self, xs: np.ndarray, observations: np.ndarray) -> np.ndarray:
-        return self.v_XKS.reshape(len(self.v_XKS), -1)[xs].take(self.at_N[observations], axis=1)
+        return self.v_XKS.reshape(len(self.v_XKS), -1)[xs].take(self.form.at_N[observations], axis=1)
+
+    def value(self) -> tuple[np.ndarray, np.ndarray]:
+        f, X, n = self.form, len(self.count_XE), self.count_XE.sum(axis=1, keepdims=True)
+        first_XE = self.v_XKS[:, -1, f.first_E]
+        value_X = (self.count_XE * first_XE).sum(axis=1) / n[:, 0]
+        # how often the policy comes by each pair with k steps to go, by the fit
+        come_XS = self.count_XE @ f.starts_ES / n
+        come_XKP = np.zeros_like(self.q_XKP)
+        for k in range(f.m.horizon, 0, -1):
+            come_XKP[:, k] = (come_XS[:, :, None] * f.probs_SA).reshape(X, f.P)
+            come_XS = (come_XKP[:, k, f.edge_from] * self.edge_X) @ f.into_S
+        per_XP = np.divide(n, self.n_XP, out=np.zeros_like(self.n_XP), where=self.n_XP > 0)
+        onward = f.m.discount * np.einsum("xke,xke->xe", come_XKP[:, 1:, f.edge_from], self.v_XKS[:, :-1, f.edge_to])
+        by_edge = f.moved_E @ (onward * per_XP[:, f.edge_from]).T
+        by_reward = self.got_EP @ (come_XKP.sum(axis=1) * per_XP).T
+        expected = f.seen_EP @ ((come_XKP * self.q_XKP).sum(axis=1) * per_XP).T
+        return value_X, first_XE - value_X[:, None] + (by_edge + by_reward - expected).T
 
 
 class Tabular:
@@ -131,6 +160,13 @@ class Tabular:
         edges, edge_T = np.unique(self.pair_T[on] * self.S + row_N[m.next_T[on]], return_inverse=True)
         self.moved_E = sparse.csr_matrix((np.ones(on.sum()), (m.episode_T[on], edge_T)), (m.n_episodes, len(edges)))
         self.edge_from, self.edge_to = np.divmod(edges, self.S)
+        self.into_S = sparse.csr_matrix(
+            (np.ones(len(edges)), (np.arange(len(edges)), self.edge_to)), (len(edges), self.S)
+        )
+        self.first_E = row_N[m.first_E]
+        self.starts_ES = sparse.csr_matrix(
+            (np.ones(m.n_episodes), (np.arange(m.n_episodes), self.first_E)), (m.n_episodes, self.S)
+        )
         self.from_pairs, self.first_edge = np.unique(self.edge_from, return_index=True)
         self.how = f"tabular, {self.S} observations"
 
@@ -157,7 +193,7 @@ class Tabular:
                 q = np.where(known_XP, q, (weight_XP * q).sum(axis=1, keepdims=True))
             q_XKP[:, k] = q
             v_XKS[:, k] = (q.reshape(X, self.S, self.A) * self.probs_SA).sum(axis=2)
-        return _Tables(q_XKP, v_XKS, self.at_T, self.at_N)
+        return _Tables(self, count_XE, n_XP, edge_X, got_EP, q_XKP, v_XKS)
 
     def unseen(self) -> float:
         """The policy's probability, over logged steps, of actions that nobody logged at that observation."""
@@ -167,19 +203,18 @@ class Tabular:
 
 @dataclass(frozen=True)
 class _Lines:
+    form: Linear
+    reward_T: np.ndarray
+    count_XE: np.ndarray
     theta_XKD: np.ndarray
-    phi_TD: np.ndarray
-    expected_ND: np.ndarray
-    togo_T: np.ndarray
-    togo_N: np.ndarray
     low_K: np.ndarray
     high_K: np.ndarray
 
     def q(self, xs: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        return self._read(self.phi_TD, self.togo_T, xs, steps)
+        return self._read(self.form.phi_TD, self.form.m.togo_T, xs, steps)
 
     def v(self, xs: np.ndarray, observations: np.ndarray) -> np.ndarray:
-        return self._read(self.expected_ND, self.togo_N, xs, observations)
+        return self._read(self.form.expected_ND, self.form.m.togo_N, xs, observations)
 
     def _read(self, features: np.ndarray, togo: np.ndarray, xs: np.ndarray, rows: np.ndarray) -> np.ndarray:
         flat = rows.ravel()
@@ -190,6 +225,28 @@ class _Lines:
             )
         found = np.clip(np.nan_to_num(found, nan=0.0, posinf=np.inf, neginf=-np.inf), self.low_K[k], self.high_K[k])
         return found.reshape(-1, *rows.shape)
+
+    def value(self) -> tuple[np.ndarray, np.ndarray]:
+        f, m, n = self.form, self.form.m, self.count_XE.sum(axis=1)
+        first_XE = self.v(np.arange(len(n)), m.first_E)
+        value_X = (self.count_XE * first_XE).sum(axis=1) / n
+        influence_XE = first_XE - value_X[:, None]
+        after_TD = m.discount * m.goes_on_T[:, None] * f.expected_ND[m.next_T]
+        for x, count_E in enumerate(self.count_XE):
+            gram, theta_KD = f.gram(count_E), self.theta_XKD[x]
+            onward_DD = np.linalg.solve(gram, (f.phi_TD * count_E[m.episode_T][:, None]).T @ after_TD)
+            come_KD = np.zeros_like(theta_KD)  # the derivative of the value by theta_k
+            come_KD[-1] = count_E @ f.expected_ND[m.first_E] / n[x]
+            with np.errstate(over="ignore", invalid="ignore"):
+                for k in range(m.horizon, 1, -1):
+                    come_KD[k - 1] = onward_DD.T @ come_KD[k]
+                pull_KD = np.linalg.solve(gram, come_KD.T).T * n[x]
+                pull_TD = f.phi_TD @ (pull_KD[1:].T @ theta_KD[:-1])  # sum over k of (pull_k . phi) theta_{k-1}
+                own_TD = f.phi_TD @ (pull_KD[1:].T @ theta_KD[1:])
+                miss_T = (f.phi_TD @ pull_KD[1:].sum(axis=0)) * self.reward_T
+                miss_T = miss_T + (pull_TD * after_TD).sum(axis=1) - (own_TD * f.phi_TD).sum(axis=1)
+            influence_XE[x] += np.bincount(m.episode_T, miss_T, m.n_episodes)
+        return value_X, influence_XE
 
 
 class Linear:
@@ -219,6 +276,11 @@ class Linear:
     def size(self) -> int:
         return (self.m.horizon + 1) * self.phi_TD.shape[1]
 
+    def gram(self, count_E: np.ndarray) -> np.ndarray:
+        count_T, D = count_E[self.m.episode_T], self.phi_TD.shape[1]
+        ridge = self.ridge * count_T.sum() / max(self.m.n_actions or 1, 1)
+        return np.asarray((self.phi_TD * count_T[:, None]).T @ self.phi_TD + ridge * np.eye(D))
+
     def fit(self, reward_T: np.ndarray, count_XE: np.ndarray, seed: int = 0) -> Fitted:
         m, D = self.m, self.phi_TD.shape[1]
         after = m.discount * m.goes_on_T[:, None] * self.expected_ND[m.next_T]
@@ -227,15 +289,14 @@ class Linear:
         for theta_KD, count_E in zip(theta_XKD, count_XE, strict=True):
             count_T = count_E[m.episode_T]
             weighted = self.phi_TD * count_T[:, None]
-            gram = weighted.T @ self.phi_TD + self.ridge * count_T.sum() / max(m.n_actions or 1, 1) * np.eye(D)
-            solved = np.linalg.solve(gram, weighted.T @ target)
+            solved = np.linalg.solve(self.gram(count_E), weighted.T @ target)
             with np.errstate(over="ignore", invalid="ignore"):
                 for k in range(1, m.horizon + 1):
                     theta_KD[k] = solved[:, 0] + solved[:, 1:] @ theta_KD[k - 1]
         # k rewards between the least and the most logged (or an ended episode's 0) could sum to this
         times_K = np.cumsum(np.append(0.0, m.discount ** np.arange(m.horizon)))
         low_K, high_K = min(reward_T.min(), 0.0) * times_K, max(reward_T.max(), 0.0) * times_K
-        return _Lines(theta_XKD, self.phi_TD, self.expected_ND, m.togo_T, m.togo_N, low_K, high_K)
+        return _Lines(self, reward_T, count_XE, theta_XKD, low_K, high_K)
 
 
 FORMS: dict[str, type] = {"tabular": Tabular, "linear": Linear}

@@ -27,25 +27,29 @@ def bootstrap_t(value: float, se: float, value_B: np.ndarray, se_B: np.ndarray, 
     `student` does not (Efron 1981). Assumes that the sample has met what makes the skew."""
     if not np.isfinite(se):
         return EVERYTHING
-    z_B = np.divide(value_B - value, se_B, out=np.zeros_like(value_B), where=se_B > 0)
+    z_B = np.divide(value_B - value, se_B, out=np.zeros_like(value_B), where=~(se_B <= 0))
     return value - se * _quantile(z_B, (1 + confidence) / 2), value - se * _quantile(z_B, (1 - confidence) / 2)
 
 
 def percentile(value_B: np.ndarray, confidence: float = 0.95) -> Interval:
-    """The quantiles of the resamples' values: for what has no standard error in a formula."""
+    """The quantiles of the resamples' values: for what is refitted, whose standard error no formula here has in full."""
     return _quantile(value_B, (1 - confidence) / 2), _quantile(value_B, (1 + confidence) / 2)
 
 
 def spread(value: float, value_B: np.ndarray, confidence: float = 0.95) -> Interval:
     """value +- t sd of the resamples' values: for resamples too few for quantiles."""
+    if not np.isfinite(value_B).all():
+        return EVERYTHING
     half = student_t.ppf((1 + confidence) / 2, len(value_B) - 1) * np.std(value_B, ddof=1)
     return value - float(half), value + float(half)
 
 
 def _quantile(x_B: np.ndarray, p: float) -> float:
-    """The p-th part of resamples lies below: the k-th smallest, k = p (B + 1). An undefined one could lie anywhere."""
-    low, high = np.where(np.isnan(x_B), -np.inf, x_B), np.where(np.isnan(x_B), np.inf, x_B)
-    return float(np.quantile(low if p < 0.5 else high, p, method="weibull"))
+    """The k-th smallest of B, k = p (B + 1) rounded outward. An undefined one could lie anywhere, so it lies outside."""
+    B = len(x_B)
+    k = int(np.floor(p * (B + 1))) if p < 0.5 else int(np.ceil(p * (B + 1)))
+    x_B = np.sort(np.where(np.isnan(x_B), -np.inf if p < 0.5 else np.inf, x_B))
+    return float(x_B[k - 1]) if 1 <= k <= B else float("-inf" if p < 0.5 else "inf")
 
 
 def hoeffding_below(x_E: np.ndarray, ceiling: float, delta: float) -> float:

@@ -180,20 +180,35 @@ class Support:
 
 
 def support(logw_E: np.ndarray, unseen: float | None = None) -> Support:
-    """Kish's effective sample size, the largest share and a verdict from the episodes' final log-weights.
+    """Kish's effective sample size, the largest share, the mean weight and a verdict, from the episodes' final log-weights.
 
-    "none" below 10 effective episodes or where one has over 30 % of the weight; "thin" below 50 or over 10 %.
-    These limits are conventions; docs/ope.md shows what each verdict is worth by simulation.
+    "none" below 10 effective episodes or where one has over 30 % of the weight. "good" where the effective ones are many
+    of n, (n / ess)^2 <= sqrt(n) / 2, and the mean weight is within two standard errors of the 1 that it is in expectation:
+    weights that are heavy-tailed but have not yet shown it fail one of the two. Else "thin". The limits were chosen by
+    simulation; docs/ope.md shows on other seeds what each verdict is worth.
     """
     n, top = len(logw_E), logw_E.max()
     if np.isneginf(top):
         return Support(n, 0.0, 0.0, 0.0, unseen, "none", "no logged episode is one that the policy could have made")
     w_E = np.exp(logw_E - top)
     ess, largest = float(w_E.sum() ** 2 / (w_E**2).sum()), float(w_E.max() / w_E.sum())
-    mean_weight = float(np.exp(np.minimum(logw_E, 690.0)).mean())
+    raw_E = np.exp(np.minimum(logw_E, 690.0))
+    mean = float(raw_E.mean())
+    off = abs(mean - 1) / max(float(np.std(raw_E, ddof=1)) / np.sqrt(n), 1e-9)
     why = f"{ess:.1f} effective of {n} episodes, the largest weight is {largest:.0%} of the sum"
     if ess < 10 or largest > 0.3:
-        return Support(n, ess, largest, mean_weight, unseen, "none", f"{why}: weights cannot say what it is worth")
-    if ess < 50 or largest > 0.1:
-        return Support(n, ess, largest, mean_weight, unseen, "thin", f"{why}: intervals may be too narrow")
-    return Support(n, ess, largest, mean_weight, unseen, "good", why)
+        return Support(n, ess, largest, mean, unseen, "none", f"{why}; weights cannot say what the policy is worth")
+    if (n / ess) ** 2 > np.sqrt(n) / 2:
+        return Support(n, ess, largest, mean, unseen, "thin", f"{why}; intervals may be too narrow")
+    if off > 2:
+        why = f"{why}; the mean weight is {mean:.3g}, {off:.1f} standard errors from 1"
+        return Support(
+            n,
+            ess,
+            largest,
+            mean,
+            unseen,
+            "thin",
+            f"{why}: rare large weights are missing, or the propensities are wrong",
+        )
+    return Support(n, ess, largest, mean, unseen, "good", why)
