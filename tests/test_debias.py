@@ -21,7 +21,9 @@ from holdfast.language.terms import read_objective
 from holdfast.losses import LOSSES
 from holdfast.proof import verify
 from holdfast.recipe import DebiasTable, Recipe, load_recipe
+from holdfast.report.plots import number
 from test_objectives import objective_of, value_and_gradient, world  # noqa: F401  (a fixture)
+from test_report import Page
 
 
 def pairs(n=400, seed=0):
@@ -209,6 +211,11 @@ def test_a_run_says_what_it_took_out_and_resumes_to_the_byte(biased, tmp_path, m
     said = [float.fromhex(e["after"]["debias"]["length"]) for e in entries if e["kind"] == "step"]
     assert len(set(said)) == 6 and verify(done.folder) == [] and pipeline.replay(done.folder, 3, 6)["ok"]
     assert "debias" not in Recipe.model_validate({**recipe(biased).model_dump(), "debias": None}).to_toml()
+    page = " ".join(Page((done.folder / "report.html").read_text(encoding="utf-8")).text.split()).replace("\u00a0", " ")
+    assert (
+        f"length {number(float.fromhex(entries[0]['objective']['debias']['first fit'][0]))} {number(said[-1])}" in page
+    )
+    assert "prefers the longer response" in page
     base = orjson.loads((done.folder / "base" / "ledger.jsonl").read_bytes().splitlines()[0])
     assert "debias" not in base["objective"]
 

@@ -437,7 +437,7 @@ def test_what_the_page_says(runs):
         assert category in text
     assert "wrong" in text and "right" in text and "17 and 25" in text.replace("  ", " ")
     assert [anchor for anchor, _, _ in SECTIONS] == [
-        "gold", "accuracy", "curves", "calibration", "examples", "dataset", "left-out", "base", "recipe", "proof",
+        "gold", "accuracy", "curves", "calibration", "examples", "dataset", "remedies", "left-out", "base", "recipe", "proof",
     ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from holdfast.language.terms import read_objective, refuse_weights
 from holdfast.proof import verify
 from holdfast.recipe import Recipe, WeightTable, load_recipe
 from test_objectives import objective_of, value_and_gradient, world  # noqa: F401  (a fixture)
+from test_report import Page
 
 SMALL = {
     "run": {"threads": 1},
@@ -204,6 +205,11 @@ def test_a_run_commits_to_its_weights(run, tmp_path):
     )
     assert verify(done.folder) == []
     assert pipeline.replay(done.folder, 4, 6)["ok"]
+    page = " ".join(Page((done.folder / "report.html").read_text(encoding="utf-8")).text.split())
+    assert (
+        f"{facts['judgements']:,} judgements were weighed by cells; they tell as much as {float.fromhex(facts['effective']):,.0f} that"
+        in page
+    )
     plain = pipeline.train(
         recipe.model_copy(update={"data": recipe.data.model_copy(update={"weights": None})}),
         tmp_path / "plain",

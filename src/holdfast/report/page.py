@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from holdfast.report import plots
 from holdfast.report.plots import Line, Mark, joined, markup, number
-from holdfast.report.read import RunData, read_run
+from holdfast.report.read import RunData, _number, read_run
 from holdfast.report.warnings import CHECKS, unchecked, warnings
 
 HERE = Path(__file__).parent
@@ -461,6 +462,82 @@ _COUNTED = (
 )
 
 
+def remedies(run: RunData) -> Markup | None:
+    """What judgements weighed, what stood beside the reward, and how far the result follows length."""
+    said: list[Markup] = []
+    weights = run.fact("weights")
+    if isinstance(weights, dict):
+        n, effective = weights.get("judgements"), _number(weights.get("effective"))
+        if effective is not None and isinstance(n, int):
+            said.append(
+                markup(
+                    "<p>{:,} judgements were weighed by {}; they tell as much as <b>{:,.0f}</b> that weigh the same. The heaviest weighs {}, "
+                    "the lightest {}, the mean 1; {:,} weigh nothing and were left out.</p>",
+                    n,
+                    ", ".join(k for k in ("annotators", "cells", "column") if k in weights),
+                    effective,
+                    number(_number(weights.get("most")) or 0.0),
+                    number(_number(weights.get("least")) or 0.0),
+                    int(weights.get("of no weight", 0)),
+                )
+            )
+        for name, title in (("annotators", "annotator"), ("cells", "cell")):
+            if listed := weights.get(name):
+                cells = sorted(listed.items(), key=lambda c: -c[1].get("judgements", 0))[:MOST_CATEGORIES]
+                rows = [[k, f"{c.get('judgements', 0):,}", number(_number(c.get("weight")) or 0.0)] for k, c in cells]
+                said.append(_table([title, "judgements", "weight before scaling"], rows, numeric=(1, 2)))
+    nuisance = (run.opened.get("objective") or {}).get("debias")
+    if isinstance(nuisance, dict):
+        first = dict(zip(nuisance.get("features", ()), map(_number, nuisance.get("first fit", ())), strict=False))
+        last = {name: values.at(run.kept_step) for name, values in run.debias.items() if values.step}
+        said.append(
+            markup(
+                "<p>Beside the reward stood a term of surface features, which is in no score. A weight is log-odds for a usual difference "
+                "(root mean square) in that feature between two responses.</p>"
+            )
+        )
+        rows = [
+            [name, number(w) if w is not None else "–", number(last[name]) if name in last else "–"]
+            for name, w in first.items()
+        ]
+        said.append(_table(["feature", "fitted alone", "at the end"], rows, numeric=(1, 2)))
+        moving = [(name, v) for name, v in run.debias.items() if len(set(v.value)) > 1][:4]
+        drawn = [
+            plots.lines(f"Weight of {name}", [Line("", v.step, v.value, "model")], marks=_kept_mark(run))
+            for name, v in moving
+        ]
+        said += [markup('<div class="grid2">{}</div>', joined(drawn))] if drawn else []
+    if not said:
+        return None
+    if run.main is not None and (follows := _follows_length(run.main.table())):
+        said.append(
+            markup(
+                "<p>What came of it, on comparisons that were held out:</p>{}",
+                _table(["", "share", "comparisons"], follows, numeric=(1, 2)),
+            )
+        )
+    return joined(said)
+
+
+def _follows_length(table: Any) -> list[list[str]]:
+    """How often the model prefers the longer response, and is right where the longer, or the shorter one, is preferred."""
+    if table["longer"].null_count:
+        return []
+    gap = table["reward_a"].to_numpy() - table["reward_b"].to_numpy()
+    side, longer = np.sign(table["p"].to_numpy() - 0.5), table["longer"].to_numpy()
+    right, agrees = (np.sign(gap) * side + 1) / 2, (np.sign(gap) * longer + 1) / 2
+    decided = side != 0
+    rows = []
+    for title, share, at in (
+        ("prefers the longer response", agrees, longer != 0),
+        ("right where the longer one is preferred", right, decided & (longer == side)),
+        ("right where the shorter one is preferred", right, decided & (longer == -side)),
+    ):
+        if at.any():
+            rows.append([title, _whole(f"{100 * share[at].mean():.1f} %"), f"{int(at.sum()):,}"])
+    return rows
+
+
 def left_out(run: RunData) -> Markup | None:
     """Which judgements were not used, and why."""
     if not run.left_out:
@@ -548,6 +625,7 @@ SECTIONS: list[tuple[str, str, Callable[[RunData], Markup | None]]] = [
     ("calibration", "Calibration", calibration),
     ("examples", "Examples", examples),
     ("dataset", "The data", dataset),
+    ("remedies", "Weights and biases", remedies),
     ("left-out", "What was left out", left_out),
     ("base", "The base it started from", base),
     ("recipe", "Recipe", recipe),

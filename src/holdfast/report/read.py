@@ -59,6 +59,7 @@ class RunData:
     loss: Series = field(default_factory=lambda: Series([], []))
     held_out: dict[str, Series] = field(default_factory=dict)
     metrics: dict[str, Series] = field(default_factory=dict)
+    debias: dict[str, Series] = field(default_factory=dict)  # the nuisance term's weight per feature, after each step
     seconds: float = 0.0  # steps, held-out figures and checkpoints together
     step_seconds: float = 0.0
     tokens: int = 0
@@ -136,6 +137,7 @@ def read_run(folder: str | Path) -> RunData:
         run.unreadable.append(f"recipe.toml: {problem}")
 
     held_out: dict[str, dict[int, float]] = {}
+    debias: dict[str, dict[int, float]] = {}
     loss: dict[int, float] = {}
     for entry in _json_lines(run, "ledger.jsonl"):
         run.head = entry.get("hash", run.head)
@@ -146,13 +148,16 @@ def read_run(folder: str | Path) -> RunData:
                 run.steps = int(entry["step"]) if isinstance(entry.get("step"), int) else run.steps
                 if (value := _number(entry.get("loss"))) is not None:
                     loss[run.steps] = value
+                for name, said in ((entry.get("after") or {}).get("debias") or {}).items():
+                    if (value := _number(said)) is not None:
+                        debias.setdefault(name, {})[run.steps] = value
             case "figures":
                 for name, said in (entry.get("figures") or {}).items():
                     if (value := _number(said)) is not None:
                         held_out.setdefault(name, {})[int(entry.get("step", run.steps))] = value
             case "environment":  # resumed elsewhere from this step: what stands after it was set aside
                 since = int(entry.get("step", 0))
-                for values in (loss, *held_out.values()):
+                for values in (loss, *held_out.values(), *debias.values()):
                     for step in [k for k in values if k > since]:
                         del values[step]
             case "stop":
@@ -161,6 +166,7 @@ def read_run(folder: str | Path) -> RunData:
                 run.final = entry
     run.loss = _series(loss)
     run.held_out = {name: _series(values) for name, values in held_out.items()}
+    run.debias = {name: _series(values) for name, values in debias.items()}
 
     metrics: dict[str, dict[int, float]] = {}
     for line in _json_lines(run, "metrics.jsonl"):
