@@ -79,8 +79,10 @@ def test_flat_files_say_the_same_episodes(tmp_path, kind):
         without("timeouts", episode=np.array([b"x", b"x", b"b", b"b", b"b", b"c"])) if kind != "parquet" else FLAT,
     ):
         same(read_episodes(write(kind, tmp_path / "told", told)))
-    cut = read_episodes(write(kind, tmp_path / "horizon", without("timeouts")), horizon=3)
-    assert cut.offsets.tolist() == [0, 2, 5, 6]
+    bare = without("timeouts", "next_observations")
+    for told in (bare, {**bare, "timeouts": np.zeros(6, bool)}):
+        cut = read_episodes(write(kind, tmp_path / "horizon", told), horizon=3)
+        assert cut.offsets.tolist() == [0, 2, 4] and cut.last.tolist() == [[1, 0], [7, 5]]
 
 
 def test_without_the_true_last_observation_a_cut_episode_gives_up_its_final_step():
@@ -105,6 +107,8 @@ def test_an_end_that_is_not_said_is_found_by_what_followed():
     with pytest.raises(EpisodesError, match=r"step 4 \(and 0 more\).*jumps = 'cut'"):
         from_steps(columns)
     same(from_steps(columns, jumps="cut"))
+    with pytest.raises(EpisodesError, match="needs next_observations"):
+        from_steps({k: v for k, v in columns.items() if k != "next_observations"}, jumps="cut")
 
 
 def test_behaviour_and_probabilities_come_along(tmp_path):
@@ -250,24 +254,20 @@ def test_what_is_missing_or_wrong_is_said_with_the_file(tmp_path, columns, said,
 
 def test_options_that_do_not_fit_are_said(tmp_path):
     path = write("npz", tmp_path / "log", FLAT)
-    for options, said in (
-        ({"mapping": {"reward": "x"}}, "'reward' is no column"),
-        ({"mapping": {"rewards": "x"}}, "no such column"),
-        ({"horizon": 0}, None),
-        ({"n_actions": 2}, r"0\.\.1"),
-        ({"jumps": "leap"}, "'leap'"),
-        ({"speed": 3}, "no use for speed"),
-        ({"format": "csv"}, "'csv' is not known"),
+    named = write("npz", tmp_path / "named", {**FLAT, "episode": np.array([0, 0, 1, 1, 1, 2])})
+    for at, options, said in (
+        (path, {"mapping": {"reward": "x"}}, "'reward' is no column"),
+        (path, {"mapping": {"rewards": "x"}}, "no such column"),
+        (path, {"horizon": 0}, "horizon = 0"),
+        (named, {"horizon": 3}, "horizon = 3 has no use"),
+        (path, {"n_actions": 2}, r"0\.\.1"),
+        (path, {"jumps": "leap"}, "'leap'"),
+        (path, {"speed": 3}, "no use for speed"),
+        (path, {"format": "csv"}, "'csv' is not known"),
+        (tmp_path / "nothing", {}, "does not exist"),
     ):
-        if said is None:
-            path_ = write("npz", tmp_path / "other", without("timeouts"))
-            with pytest.raises(EpisodesError, match="horizon = 0"):
-                read_episodes(path_, **options)
-        else:
-            with pytest.raises(EpisodesError, match=said):
-                read_episodes(path, **options)
-    with pytest.raises(EpisodesError, match="does not exist"):
-        read_episodes(tmp_path / "nothing")
+        with pytest.raises(EpisodesError, match=said):
+            read_episodes(at, **options)
 
 
 def test_nothing_is_unpickled_and_no_link_is_followed(tmp_path):

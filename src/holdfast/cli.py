@@ -796,7 +796,8 @@ def control_freeze(
         else:
             rows = read_judgements(judgements)
         segments = attach(rows, [episodes.digest(e) for e in range(len(episodes))], str(judgements))
-    _log(freeze_episodes(episodes, output, segments=segments), json)
+    parent = open_log(source, check=False).root if is_log(source) else None
+    _log(freeze_episodes(episodes, output, segments=segments, parent=parent), json)
 
 
 @control.command("collect")

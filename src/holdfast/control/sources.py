@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from holdfast.control.episodes import Episodes, EpisodesError
@@ -95,7 +96,8 @@ def from_steps(
     """Episodes from columns with a row per step, under the names of `NAMES`; steps of an episode stand together, in order.
 
     Needed: observations (T, *obs), actions (T,) whole numbers or (T, A) floats, terminated (T,). And what shows where a
-    limit cut an episode: truncated (T,), or episode (T,), or next_observations (T, *obs), or `horizon`, the limit itself.
+    limit cut an episode: truncated (T,), or episode (T,), or next_observations (T, *obs), or `horizon`, the limit itself
+    (also beside truncated, where that does not show every cut).
     The steps after the last end are an episode that was cut.
 
     next_observations: what followed each step; within an episode it is the next row's observation. Where it is not, an
@@ -175,18 +177,21 @@ def from_steps(
             at = int(np.flatnonzero((cut & ~ends)[:-1])[0])
             raise EpisodesError(f"step {at} was truncated, but episode {columns['episode'][at]} goes on after it")
         ends |= cut
-    elif horizon is not None:
-        if horizon < 1:
-            raise EpisodesError(f"horizon = {horizon} should be 1 step or more")
+    if horizon is not None:
+        if horizon < 1 or "episode" in columns:
+            why = "should be 1 step or more" if horizon < 1 else "has no use: the episode column shows where they end"
+            raise EpisodesError(f"horizon = {horizon} {why}")
         begun = 0
         for t in range(steps):
             if ends[t] or t - begun + 1 == horizon:
                 ends[t], begun = True, t + 1
-    elif "episode" not in columns and following is None:
+    elif not {"episode", "truncated"} & columns.keys() and following is None:
         raise EpisodesError(
             "nothing shows where a time limit cut an episode: give timeouts (or truncated), next_observations, an episode "
             "column, or the limit itself as horizon"
         )
+    if following is None and jumps == "cut":
+        raise EpisodesError("jumps = 'cut' needs next_observations: without them no jump can be seen")
     if following is not None:
         apart = ~np.isclose(following[:-1], observations[1:], rtol=1e-5, atol=1e-6)
         jump = np.append(apart.any(axis=tuple(range(1, apart.ndim))), False) & ~ends
@@ -503,8 +508,8 @@ def read_parquet(
                 or pa.types.is_fixed_size_list(column.type)
                 or pa.types.is_large_list(column.type)
             ):
-                flat, sizes = column.flatten(), np.array([len(v) for v in column])
-                if len(set(sizes.tolist())) > 1 or flat.null_count:
+                flat, sizes = column.flatten(), pc.list_value_length(column).unique()
+                if len(sizes) > 1 or flat.null_count:
                     raise EpisodesError(
                         f"column {member}: its lists hold nulls, or differ in length; a vector has one size"
                     )

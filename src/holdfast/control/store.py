@@ -164,7 +164,8 @@ def freeze_episodes(
         raise EpisodesError(f"{out} is a file; a log needs a folder of its own")
     if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
         raise EpisodesError(f"{out} holds other files; a log needs a new or an empty folder")
-    told = {**episodes.facts, **(facts or {})}
+    told = {k: v for k, v in episodes.facts.items() if k != "judgements"}  # those of the log they came from
+    told |= facts or {}
     if segments is not None:
         segments.check(episodes.offsets)
         if segments.facts:
@@ -551,7 +552,8 @@ def _check_manifest(folder: Path) -> tuple[dict[str, Any] | None, list[Problem]]
         if manifest_bytes(manifest) != raw:
             what = "the manifest's bytes have changed"
             return None, [Problem(what, where, "other spacing", "the bytes that were frozen")]
-        if not set(manifest["tables"]) <= set(SCHEMAS) or "episodes" not in manifest["tables"]:
+        files = {name for name, said in manifest["tables"].items() if len(said["sha256"]) == 64}
+        if files != set(manifest["tables"]) or not {"episodes"} <= files <= set(SCHEMAS):
             return None, [Problem("the manifest lists other tables", where, str(sorted(manifest["tables"])), "a log's")]
         if (root := _root(manifest["tables"])) != manifest["root"]:
             return None, [Problem("the tables' roots do not give the log's root", where, root, manifest["root"])]
