@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import orjson
@@ -257,3 +260,43 @@ def test_what_length_explains_is_no_longer_the_rewards(biased, tmp_path):
     (off, across), (on, across_on) = found["off"], found["on"]
     assert off > 0.5 and abs(on) < off / 2  # what a longer text gains
     assert across < 0 < across_on  # the right word, said briefly, against the wrong one at length
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["replicated", "sharded"])
+def test_two_processes_fit_the_same_and_weigh_the_same(biased, tmp_path, parallel):
+    """A step's pairs come from both processes to the one nuisance term; the same with weights beside it."""
+    data = {**SMALL["data"], "dataset": str(biased.path), "weights": {"balance": ["longer"]}}
+    found = []
+    for world_size in (1, 2):
+        table = {
+            **SMALL,
+            "run": {"threads": 1, "parallel": parallel},
+            "data": data,
+            "debias": {"features": ["length", "words"]},
+        }
+        path = tmp_path / f"{world_size}.toml"
+        path.write_text(load_recipe(table, ["train.micro_batch=3"]).to_toml())
+        torchrun = (
+            ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"] if world_size > 1 else []
+        )
+        command = [
+            sys.executable,
+            *torchrun,
+            "-m",
+            "holdfast",
+            "train",
+            str(path),
+            "-o",
+            str(tmp_path / f"run{world_size}"),
+            "--json",
+        ]
+        environment = {**os.environ, "HOLDFAST_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr[-3000:]
+        entries = [
+            orjson.loads(line) for line in (tmp_path / f"run{world_size}" / "ledger.jsonl").read_bytes().splitlines()
+        ]
+        steps = [e for e in entries if e["kind"] == "step"]
+        found.append([[float.fromhex(x) for x in (s["loss"], *s["after"]["debias"].values())] for s in steps])
+    assert np.array(found[0]) == pytest.approx(np.array(found[1]), rel=1e-5)
