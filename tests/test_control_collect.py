@@ -188,3 +188,30 @@ def test_from_the_command_line(tmp_path):
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "judged")]).exit_code == 0
     (tmp_path / "judged" / "rewards.parquet").unlink()
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "judged")]).exit_code == 1
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
+def test_a_trained_policys_folder_collects(tmp_path, task):
+    """Logged probabilities are the loaded policy's own of what was done; its weights' digest is in the facts."""
+    from hashlib import sha256
+
+    from holdfast.control.actors import Task
+    from holdfast.control.policy import build, load_policy, save_policy
+    from holdfast.control.steps import Scale
+
+    some = collect(task, "random", steps=50)
+    discrete = some.n_actions is not None
+    shape = Task(some.observations.shape[1], some.n_actions, 0 if discrete else some.actions.shape[1], (1, 2), (8,))
+    scale = Scale.of(some, np.arange(50), standardise=True)
+    save_policy(build(shape, {"kind": "bc"}), {"kind": "bc"}, scale, tmp_path / "model")
+    log = collect(task, [Behaviour(str(tmp_path), member=1, epsilon=0.1)], steps=60, seed=1)
+    space, policy = space_of(make(task)), load_policy(tmp_path, 1)
+    whole = Mixed(policy, 0.1, space)
+    if discrete:
+        wanted = whole.probs(log.observations)[np.arange(60), log.actions]
+    else:
+        wanted = np.exp(whole.log_prob(log.observations, log.actions))
+    assert np.allclose(log.propensities, wanted, rtol=1e-4)
+    weights = sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()
+    assert log.facts["behaviours"][0]["weights"] == weights
+    assert collect(task, [Behaviour(str(tmp_path))], steps=60, seed=1).digest(0) != log.digest(0)
