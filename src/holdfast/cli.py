@@ -914,6 +914,101 @@ def _log(log: Any, json: bool) -> None:
 
 
 @app.command()
+def ope(
+    policies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="POLICY...",
+            help="A run or policy folder, a .npz of observations and probs, or `behaviour`: the clone.",
+        ),
+    ],
+    on: Annotated[Path, typer.Option("--on", metavar="DATASET", help="The frozen log to judge by.")],
+    discount: Annotated[float, typer.Option(help="Of rewards, by step.")] = 1.0,
+    horizon: Annotated[
+        int | None, typer.Option(help="Steps that the value is of; default: the longest episode's.")
+    ] = None,
+    estimator: Annotated[
+        list[str] | None, typer.Option(help="is, wis, pdis, wpdis, dr, wdr, magic or fqe; may be given again.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Of values: auto, tabular or linear.")] = "auto",
+    propensities: Annotated[str, typer.Option(help="auto, logged or estimated.")] = "auto",
+    returns: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--range", metavar="LOW HIGH", help="What a return can be at least and at most: exact intervals."),
+    ] = None,
+    cap: Annotated[
+        float | None, typer.Option(help="Where exact intervals cut weights; not to be chosen by them.")
+    ] = None,
+    rewards: Annotated[
+        Path | None, typer.Option(help="A .npy of (T,), or (K, T) guesses, in place of the log's rewards.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Judge by episodes that a policy learnt from, too.")
+    ] = False,
+    by: Annotated[str, typer.Option(help="Choose among policies by the lower end or by the value.")] = "lower",
+    member: Annotated[int, typer.Option(help="Which replica of the run.")] = 0,
+    greedy: Annotated[bool, typer.Option(help="The policy's best action, not its distribution.")] = False,
+    confidence: Annotated[float, typer.Option(help="Of intervals.")] = 0.95,
+    resamples: Annotated[int | None, typer.Option(help="Of episodes, each with its own fit of the model.")] = None,
+    seed: Annotated[int, typer.Option(help="Of resamples and folds.")] = 0,
+    json: Json = False,
+) -> None:
+    """What policies are worth, from a log that others made: eight estimators, intervals, and what the log supports."""
+    from holdfast.control.ope.sources import judge
+
+    chosen, notes = judge(
+        policies,
+        on,
+        everything=everything,
+        member=member,
+        greedy=greedy,
+        rewards=rewards,
+        by=by,
+        discount=discount,
+        horizon=horizon,
+        estimators=estimator or None,
+        model=model,
+        propensities=propensities,
+        return_range=returns,
+        cap=cap,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+    if json:
+        found = {name: v.as_json() for name, v in chosen.found.items()}
+        several = {"chosen": chosen.chosen, "by": chosen.by, "better_than_behaviour": chosen.better}
+        _say(True, {"policies": found, **several, "notes": notes})
+        return
+
+    def between(x: tuple[float, float]) -> str:
+        return f"[{x[0]:.4g}, {x[1]:.4g}]"
+
+    for name, v in chosen.found.items():
+        kinds = list(dict.fromkeys(k for row in (*v.values.values(), *v.baselines.values()) for k in row.intervals))
+        title = (
+            f"{escape(name)}: value of at most {v.horizon} steps, discount {v.discount:g}, {v.confidence:.0%} intervals"
+        )
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for column in ("", "value", *kinds):
+            table.add_column(column, justify="left" if not column else "right")
+        for x, row in (*v.values.items(), *v.baselines.items(), (f"{v.headline} less the behaviour's", v.gain)):
+            shown = (between(row.intervals[k]).replace("[", "\\[") if k in row.intervals else "-" for k in kinds)
+            mark = f"[bold]{x}[/]" if x == v.headline else x
+            table.add_row(mark + (f" by {v.headline}" if x == "behaviour cloning" else ""), f"{row.value:.4g}", *shown)
+            if x == list(v.values)[-1]:
+                table.add_section()
+        out.print(table)
+        for line in (v.verdict, f"propensities: {v.propensities}; model: {v.model}", *v.notes):
+            out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
+    for line in notes:
+        out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
+    if len(chosen.found) > 1:
+        surely = "" if chosen.better else ", but not surely above the behaviour"
+        out.print(f"chosen by {chosen.by}: [bold]{escape(chosen.chosen)}[/]{surely}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--out", "-o", help="Where the demonstration's dataset and runs go.")] = Path(
         "demo-out"

@@ -120,7 +120,11 @@ def evaluate_policy(
         raise OpeError(f"estimator {unknown[0]!r}: one of {', '.join(ESTIMATORS)}")
     if horizon is not None and horizon < 1:
         raise OpeError(f"horizon {horizon}: at least one step")
-    reward_KT, notes = _rewards(episodes, rewards), []
+    notes = []
+    if rewards is None and (guesses := learned_rewards(log)) is not None:
+        rewards = guesses
+        notes.append(f"rewards are the mean of the {len(guesses)} learned guesses that the log was relabelled with")
+    reward_KT = _rewards(episodes, rewards)
     if cap is not None and return_range is None:
         raise OpeError("cap is for the intervals of a stated return_range; give both")
     if return_range is not None and len(reward_KT) > 1:
@@ -328,6 +332,14 @@ class _Job:
                 np.array([g[x][0][0] for g in guesses]),
             )
         return _Found(of, Table(np.append(reward_T, 0.0)[step_EH], logw_EH, self.discount), model)
+
+
+def learned_rewards(log: Any) -> np.ndarray | None:
+    """(K, T): each ensemble member's rewards, where the log was relabelled by an ensemble."""
+    path = getattr(log, "path", None)
+    if path is None or not (path / "ensemble.npy").is_file():
+        return None
+    return np.asarray(np.load(path / "ensemble.npy", allow_pickle=False))
 
 
 def _rewards(episodes: Episodes, rewards: np.ndarray | None) -> np.ndarray:

@@ -209,6 +209,6 @@ def support(logw_E: np.ndarray, unseen: float | None = None) -> Support:
             mean,
             unseen,
             "thin",
-            f"{why}: rare large weights are missing, or the propensities are wrong",
+            f"{why}: rare large weights are missing, the propensities are wrong, or the policy learnt from these episodes",
         )
     return Support(n, ess, largest, mean, unseen, "good", why)
