@@ -1,7 +1,7 @@
 """Searches the linear policy of Hopper-v5 that `holdfast.control.environments` holds as its script: augmented random search
 (Mania and others, 1803.07055, V2) from zero, one process, a seed. Prints the weights with the scaling of observations folded in.
 
-    python bench/hopper.py --minutes 5
+    python bench/hopper.py --iterations 175
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--iterations", type=int, default=175)
     parser.add_argument("--noise", type=float, default=0.2, help="of the actions, so that what is found bears some")
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
@@ -40,8 +40,8 @@ def main() -> None:
             if ended or cut:
                 return total
 
-    start, best, i = time.monotonic(), (-np.inf, weights, np.zeros(actions)), 0
-    while time.monotonic() - start < 60 * args.minutes:
+    start, best = time.monotonic(), (-np.inf, weights, np.zeros(actions))
+    for i in range(args.iterations):
         scale = 1 / np.maximum(np.sqrt(square / n), 1e-4)
         centre = mean.copy()
         deltas, found = rng.standard_normal((8, *weights.shape)), np.zeros((8, 2))
@@ -62,7 +62,6 @@ def main() -> None:
             )
             if np.mean(returns) > best[0]:
                 best = (float(np.mean(returns)), matrix, offset)
-        i += 1
     print("return", best[0])
     np.set_printoptions(precision=3, suppress=True, linewidth=110)
     print("weights", repr(best[1]))
