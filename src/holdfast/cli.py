@@ -142,6 +142,10 @@ def split(
     holdout: Annotated[
         list[str] | None, typer.Option(metavar="CATEGORY", help="Hold a whole category out, as `ood`.")
     ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="What no two parts share: near-duplicates, source, annotator, extra.NAME."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Partition a dataset by prompt group; hold out categories."""
@@ -149,7 +153,8 @@ def split(
     from holdfast.data.splits import make_split
     from holdfast.recipe import SplitTable, parse
 
-    table = {"seed": seed, "validation": validation, "test": test, "stratify": stratify, "holdout": holdout or []}
+    table: dict[str, Any] = {"seed": seed, "validation": validation, "test": test, "stratify": stratify}
+    table |= {"holdout": holdout or [], "group": group}
     made = make_split(open_dataset(dataset), parse(SplitTable, table, "split"))
     made.save(output)
     sizes = {name: len(rows) for name, rows in made.parts.items()}
@@ -999,7 +1004,7 @@ def ope(
             if x == list(v.values)[-1]:
                 table.add_section()
         out.print(table)
-        for line in (v.verdict, f"propensities: {v.propensities}; model: {v.model}", *v.notes):
+        for line in (*v.verdict.splitlines(), f"propensities: {v.propensities}; model: {v.model}", *v.notes):
             out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
     for line in notes:
         out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ steps', then the episodes' last. Step T and observation N stand for "beyond the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,6 +91,11 @@ class Fitted(Protocol):
         come there (the derivative of the fit by an episode's count)."""
         ...
 
+    def weight(self) -> np.ndarray:
+        """(X, T): the derivative of the value by each step's reward, times the episodes: how often the policy would
+        come by where the step is, over how often the log does."""
+        ...
+
 
 class Model(Protocol):
     how: str
@@ -118,21 +124,34 @@ class _Tables:
         return self.v_XKS.reshape(len(self.v_XKS), -1)[xs].take(self.form.at_N[observations], axis=1)
 
     def value(self) -> tuple[np.ndarray, np.ndarray]:
-        f, X, n = self.form, len(self.count_XE), self.count_XE.sum(axis=1, keepdims=True)
+        f, n = self.form, self.count_XE.sum(axis=1, keepdims=True)
         first_XE = self.v_XKS[:, -1, f.first_E]
         value_X = (self.count_XE * first_XE).sum(axis=1) / n[:, 0]
-        # how often the policy comes by each pair with k steps to go, by the fit
-        come_XS = self.count_XE @ f.starts_ES / n
-        come_XKP = np.zeros_like(self.q_XKP)
-        for k in range(f.m.horizon, 0, -1):
-            come_XKP[:, k] = (come_XS[:, :, None] * f.probs_SA).reshape(X, f.P)
-            come_XS = (come_XKP[:, k, f.edge_from] * self.edge_X) @ f.into_S
-        per_XP = np.divide(n, self.n_XP, out=np.zeros_like(self.n_XP), where=self.n_XP > 0)
+        come_XKP, per_XP = self.come_XKP, self.per_XP
         onward = f.m.discount * np.einsum("xke,xke->xe", come_XKP[:, 1:, f.edge_from], self.v_XKS[:, :-1, f.edge_to])
         by_edge = f.moved_E @ (onward * per_XP[:, f.edge_from]).T
         by_reward = self.got_EP @ (come_XKP.sum(axis=1) * per_XP).T
         expected = f.seen_EP @ ((come_XKP * self.q_XKP).sum(axis=1) * per_XP).T
         return value_X, first_XE - value_X[:, None] + (by_edge + by_reward - expected).T
+
+    def weight(self) -> np.ndarray:
+        return np.asarray((self.come_XKP.sum(axis=1) * self.per_XP)[:, self.form.pair_T])
+
+    @property
+    def per_XP(self) -> np.ndarray:
+        n = self.count_XE.sum(axis=1, keepdims=True)
+        return np.divide(n, self.n_XP, out=np.zeros_like(self.n_XP), where=self.n_XP > 0)
+
+    @cached_property
+    def come_XKP(self) -> np.ndarray:
+        """How often the policy comes by each pair with k steps to go, discounted, by the fit."""
+        f, X = self.form, len(self.count_XE)
+        come_XS = self.count_XE @ f.starts_ES / self.count_XE.sum(axis=1, keepdims=True)
+        come_XKP = np.zeros_like(self.q_XKP)
+        for k in range(f.m.horizon, 0, -1):
+            come_XKP[:, k] = (come_XS[:, :, None] * f.probs_SA).reshape(X, f.P)
+            come_XS = (come_XKP[:, k, f.edge_from] * self.edge_X) @ f.into_S
+        return come_XKP
 
 
 class Tabular:
@@ -232,21 +251,33 @@ class _Lines:
         value_X = (self.count_XE * first_XE).sum(axis=1) / n
         influence_XE = first_XE - value_X[:, None]
         after_TD = m.discount * m.goes_on_T[:, None] * f.expected_ND[m.next_T]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for x, (pull_KD, theta_KD) in enumerate(zip(self.pull_XKD, self.theta_XKD, strict=True)):
+                pull_TD = f.phi_TD @ (pull_KD[1:].T @ theta_KD[:-1])  # sum over k of (pull_k . phi) theta_{k-1}
+                own_TD = f.phi_TD @ (pull_KD[1:].T @ theta_KD[1:])
+                miss_T = (f.phi_TD @ pull_KD.sum(axis=0)) * self.reward_T
+                miss_T = miss_T + (pull_TD * after_TD).sum(axis=1) - (own_TD * f.phi_TD).sum(axis=1)
+                influence_XE[x] += np.bincount(m.episode_T, miss_T, m.n_episodes)
+        return value_X, influence_XE
+
+    def weight(self) -> np.ndarray:
+        return np.asarray(self.pull_XKD.sum(axis=1) @ self.form.phi_TD.T)
+
+    @cached_property
+    def pull_XKD(self) -> np.ndarray:
+        """n times the derivative of the value by what is fitted with k steps to go, for each unit of features."""
+        f, m = self.form, self.form.m
+        after_TD = m.discount * m.goes_on_T[:, None] * f.expected_ND[m.next_T]
+        pull_XKD = np.zeros_like(self.theta_XKD)
         for x, count_E in enumerate(self.count_XE):
-            gram, theta_KD = f.gram(count_E), self.theta_XKD[x]
+            gram, come_KD = f.gram(count_E), np.zeros_like(self.theta_XKD[x])
             onward_DD = np.linalg.solve(gram, (f.phi_TD * count_E[m.episode_T][:, None]).T @ after_TD)
-            come_KD = np.zeros_like(theta_KD)  # the derivative of the value by theta_k
-            come_KD[-1] = count_E @ f.expected_ND[m.first_E] / n[x]
+            come_KD[-1] = count_E @ f.expected_ND[m.first_E]  # the derivative of the value by theta_k, times n
             with np.errstate(over="ignore", invalid="ignore"):
                 for k in range(m.horizon, 1, -1):
                     come_KD[k - 1] = onward_DD.T @ come_KD[k]
-                pull_KD = np.linalg.solve(gram, come_KD.T).T * n[x]
-                pull_TD = f.phi_TD @ (pull_KD[1:].T @ theta_KD[:-1])  # sum over k of (pull_k . phi) theta_{k-1}
-                own_TD = f.phi_TD @ (pull_KD[1:].T @ theta_KD[1:])
-                miss_T = (f.phi_TD @ pull_KD[1:].sum(axis=0)) * self.reward_T
-                miss_T = miss_T + (pull_TD * after_TD).sum(axis=1) - (own_TD * f.phi_TD).sum(axis=1)
-            influence_XE[x] += np.bincount(m.episode_T, miss_T, m.n_episodes)
-        return value_X, influence_XE
+            pull_XKD[x] = np.linalg.solve(gram, come_KD.T).T
+        return pull_XKD
 
 
 class Linear:

@@ -168,19 +168,26 @@ def behaviour(episodes: Episodes, source: str = "auto") -> Behaviour:
 
 @dataclass(frozen=True)
 class Support:
-    """What the weights of whole episodes say about the data's reach."""
+    """How far the data reach: what weights of whole episodes have, or a model's weights of steps."""
 
     episodes: int
-    ess: float  # (sum w)^2 / sum w^2, Kish
+    ess: float  # Kish's (sum w)^2 / sum w^2, in episodes
     largest: float  # the largest weight's share of the sum
-    mean_weight: float  # 1 in expectation where the behaviour could do all that the policy does
-    unseen: float | None  # the policy's probability, over logged steps, of actions that nobody logged there
     verdict: str  # "good", "thin" or "none"
     why: str
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "verdict": self.verdict,
+            "why": self.why,
+            "episodes": self.episodes,
+            "effective_episodes": self.ess,
+            "largest_share": self.largest,
+        }
 
-def support(logw_E: np.ndarray, unseen: float | None = None) -> Support:
-    """Kish's effective sample size, the largest share, the mean weight and a verdict, from the episodes' final log-weights.
+
+def support(logw_E: np.ndarray) -> Support:
+    """Kish's effective sample size, the largest share and a verdict, from the episodes' final log-weights.
 
     "none" below 10 effective episodes or where one has over 30 % of the weight. "good" where the effective ones are many
     of n, (n / ess)^2 <= sqrt(n) / 2, and the mean weight is within two standard errors of the 1 that it is in expectation:
@@ -189,26 +196,37 @@ def support(logw_E: np.ndarray, unseen: float | None = None) -> Support:
     """
     n, top = len(logw_E), logw_E.max()
     if np.isneginf(top):
-        return Support(n, 0.0, 0.0, 0.0, unseen, "none", "no logged episode is one that the policy could have made")
+        return Support(n, 0.0, 0.0, "none", "no logged episode is one that the policy could have made")
     w_E = np.exp(logw_E - top)
     ess, largest = float(w_E.sum() ** 2 / (w_E**2).sum()), float(w_E.max() / w_E.sum())
     raw_E = np.exp(np.minimum(logw_E, 690.0))
-    mean = float(raw_E.mean())
-    off = abs(mean - 1) / max(float(np.std(raw_E, ddof=1)) / np.sqrt(n), 1e-9)
+    off = abs(float(raw_E.mean()) - 1) / max(float(np.std(raw_E, ddof=1)) / np.sqrt(n), 1e-9)
     why = f"{ess:.1f} effective of {n} episodes, the largest weight is {largest:.0%} of the sum"
     if ess < 10 or largest > 0.3:
-        return Support(n, ess, largest, mean, unseen, "none", f"{why}; weights cannot say what the policy is worth")
+        return Support(n, ess, largest, "none", f"{why}; weights cannot say what the policy is worth")
     if (n / ess) ** 2 > np.sqrt(n) / 2:
-        return Support(n, ess, largest, mean, unseen, "thin", f"{why}; intervals may be too narrow")
+        return Support(n, ess, largest, "thin", f"{why}; intervals may be too narrow")
     if off > 2:
-        why = f"{why}; the mean weight is {mean:.3g}, {off:.1f} standard errors from 1"
-        return Support(
-            n,
-            ess,
-            largest,
-            mean,
-            unseen,
-            "thin",
-            f"{why}: rare large weights are missing, the propensities are wrong, or the policy learnt from these episodes",
-        )
-    return Support(n, ess, largest, mean, unseen, "good", why)
+        why = f"{why}; the mean weight is {raw_E.mean():.3g}, {off:.1f} standard errors from 1"
+        cause = "rare large weights are missing, the propensities are wrong, or the policy learnt from these episodes"
+        return Support(n, ess, largest, "thin", f"{why}: {cause}")
+    return Support(n, ess, largest, "good", why)
+
+
+def model_support(weight_T: np.ndarray, episodes: int, unseen: float) -> Support:
+    """The same of the weights that a fitted model gives to steps, as a part of the episodes; with the policy's
+    probability, over logged steps, of actions that nobody logged there.
+
+    "good" from 20 effective episodes and up to 1 % unseen, "none" below 10 or above 10 %.
+    """
+    total, squares = float(weight_T.sum()), float((weight_T**2).sum())
+    ess = episodes * total**2 / (squares * len(weight_T)) if squares > 0 else 0.0
+    largest = float(np.abs(weight_T).max() / abs(total)) if total else 1.0
+    why = f"{ess:.1f} effective of {episodes} episodes where the policy goes"
+    if unseen:
+        why = f"{why}; nobody did {unseen:.1%} of what it would do at logged observations, there the model guesses"
+    if ess < 10 or unseen > 0.1:
+        return Support(episodes, ess, largest, "none", f"{why}: the model cannot say what the policy is worth")
+    if ess < 20 or unseen > 0.01:
+        return Support(episodes, ess, largest, "thin", f"{why}: intervals may be too narrow")
+    return Support(episodes, ess, largest, "good", why)
