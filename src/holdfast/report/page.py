@@ -438,7 +438,7 @@ def dataset(run: RunData) -> Markup | None:
         out = ", ".join(split.get("holdout", ())) or "none"
         facts.append(
             (
-                "split, by prompt",
+                f"split, by {' and '.join(['prompt', *([split['group']] if split.get('group') else [])])}",
                 f"validation {split.get('validation')}, test {split.get('test')}; held-out categories: {out}",
             )
         )
