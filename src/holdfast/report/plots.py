@@ -292,10 +292,16 @@ def reliability(title: str, bins: Sequence[tuple[float, float, float, int]], hei
 
 
 def histogram(
-    title: str, edges: Sequence[float], weights: Sequence[float], *, x_label: str, height: int = 210
+    title: str,
+    edges: Sequence[float],
+    weights: Sequence[float],
+    *,
+    x_label: str,
+    height: int = 210,
+    words: tuple[str, str] | None = ("wrong", "right"),
 ) -> Markup:
     """A histogram over signed values, those below zero in another colour: they are the comparisons the model has
-    wrong.
+    wrong, or what `words` calls the two sides (None: the values have no sides).
     """
     if not edges or not sum(weights):
         return Markup("")
@@ -320,15 +326,19 @@ def histogram(
                 says,
             )
         )
-    drawn.append(markup('<line class="level" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>', px(0)))
-    below = sum(w for i, w in enumerate(weights) if (edges[i] + edges[i + 1]) / 2 < 0)
-    drawn.append(markup('<text class="word" x="2%" y="0" dy="11">wrong {:.0f} %</text>', 100 * below / total))
-    drawn.append(
-        markup(
-            '<text class="word" x="98%" y="0" dy="11" text-anchor="end">right {:.0f} %</text>',
-            100 - 100 * below / total,
+    if words is not None:
+        drawn.append(markup('<line class="level" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>', px(0)))
+        below = sum(w for i, w in enumerate(weights) if (edges[i] + edges[i + 1]) / 2 < 0)
+        drawn.append(
+            markup('<text class="word" x="2%" y="0" dy="11">{} {:.0f} %</text>', words[0], 100 * below / total)
         )
-    )
+        drawn.append(
+            markup(
+                '<text class="word" x="98%" y="0" dy="11" text-anchor="end">{} {:.0f} %</text>',
+                words[1],
+                100 - 100 * below / total,
+            )
+        )
     across = ticks(lo, hi, 6)
     up = ticks(0, 100 * most / total / 0.96, 4)
     frame = _frame(

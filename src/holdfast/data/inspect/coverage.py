@@ -227,14 +227,14 @@ def target(material: Material) -> Iterator[Finding]:
             tested.append({"kind": kind, "name": name, "prompts": h, "target prompts": w, "lacking": bool(lacking)})
         if lacking:
             empty |= mine
-    nearest = _nearest(found.target, found.places)
-    usual = _nearest(found.places, found.places, own=True)
-    far = nearest < np.quantile(usual, 0.05)
+    closest = nearest(found.target, found.places)
+    usual = nearest(found.places, found.places, own=True)
+    far = closest < np.quantile(usual, 0.05)
     figure = Resamples(np.arange(t), times=material.times, seed=material.seed).ratio(empty.astype(float), np.ones(t))
     lacking_names = [
         f"{g['name']} ({g['prompts']} here, {g['target prompts']} of {t} in the target)" for g in tested if g["lacking"]
     ]
-    listed = sorted(np.flatnonzero(empty | far).tolist(), key=lambda i: (not empty[i], nearest[i]))[:50]
+    listed = sorted(np.flatnonzero(empty | far).tolist(), key=lambda i: (not empty[i], closest[i]))[:50]
     yield Finding(
         name="target/uncovered",
         title="Target prompts that the data does not cover",
@@ -255,13 +255,13 @@ def target(material: Material) -> Iterator[Finding]:
             "groups": tested,
             "further than 95 % of the data's own": float(far.mean()),
             "uncovered prompts": [
-                {"prompt": material.target.prompts[i][:200], "similarity": float(nearest[i])} for i in listed
+                {"prompt": material.target.prompts[i][:200], "similarity": float(closest[i])} for i in listed
             ],
         },
     )
 
 
-def _nearest(of: np.ndarray, among: np.ndarray, own: bool = False) -> np.ndarray:
+def nearest(of: np.ndarray, among: np.ndarray, own: bool = False) -> np.ndarray:
     """(n,) cosine similarity to the nearest other."""
     out = np.empty(len(of))
     for start in range(0, len(of), 1024):

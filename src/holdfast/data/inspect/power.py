@@ -346,10 +346,10 @@ def _transitive(m: Material, draw: Draw) -> Material:
 
 
 def _dealt_anew(m: Material, draw: Draw) -> Material:
-    """Annotators dealt anew among the judgements of each prompt."""
-    live = m.live
-    old = live[np.argsort(m.row_prompt[live], kind="stable")]
-    new = live[np.lexsort((draw.random(len(live)), m.row_prompt[live]))]
+    """Annotators dealt anew among the judgements of the same two responses (of a ranking, by its first two)."""
+    rows, first = np.unique(m.row, return_index=True)
+    unit = _units(m)[1][first]
+    old, new = rows[np.argsort(unit, kind="stable")], rows[np.lexsort((draw.random(len(rows)), unit))]
     annotator = m.row_annotator.copy()
     annotator[new] = m.row_annotator[old]
     return m.edit(row_annotator=annotator)
@@ -361,11 +361,13 @@ def _dealt_anywhere(m: Material, draw: Draw) -> Material:
     return m.edit(row_annotator=annotator)
 
 
-def _careless(m: Material, share: float, draw: Draw) -> Planted:
+def _careless(m: Material, share: float, draw: Draw) -> Planted | None:
     _, unit = _units(m)
     shared = m.decided & (np.bincount(unit)[unit] > 1) & (m.annotator >= 0)
     shared = shared if shared.any() else m.decided & (m.annotator >= 0)
     counts = np.bincount(m.annotator[shared], minlength=len(m.annotators))
+    if counts.max(initial=0) < FEWEST:
+        return None
     who = draw.choice(np.flatnonzero(counts >= FEWEST))
     mine = np.flatnonzero(m.decided & (m.annotator == who))
     which = np.zeros(len(m), bool)
@@ -547,8 +549,8 @@ FAULTS = (
     Fault("circles", "cycles/triples", "# % of the labels turned round", (0.02, 0.05, 0.1, 0.2, 0.4), _flipped, _transitive,
           "every comparison decided by a merit drawn for each response", _no_triples, most=5000),
     Fault("an annotator at random", "agreement/annotators", "# % of one annotator's judgements by coins",
-          (0.25, 0.5, 0.75, 1.0), _careless, _dealt_anew, "annotators dealt anew among the judgements of a prompt",
-          _nobody_shares, most=5000),
+          (0.25, 0.5, 0.75, 1.0), _careless, _dealt_anew, "annotators dealt anew among the judgements of the same two responses",
+          _nobody_shares),
     Fault("an annotator at random whom nobody shares pairs with", "agreement/foretold",
           "# % of one annotator's judgements by coins", (0.5, 0.75, 1.0), _careless, _dealt_anywhere,
           "annotators dealt anew among all judgements", _no_annotators, most=2000),

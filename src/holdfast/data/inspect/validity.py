@@ -45,6 +45,16 @@ KINDS = (
 PERSONAL = KINDS[4:10]
 
 
+def masked(text: str) -> str:
+    """The text with what looks like personal data taken out, to show it."""
+    for pattern, name in (
+        (EMAIL, "e-mail"), (IBAN, "bank account"), (ADDRESS, "network address"), (NATIONAL, "national number"),
+        (PHONE, "telephone"), (CARD, "number"),
+    ):  # fmt: skip
+        text = pattern.sub(f"[{name}]", text)
+    return text
+
+
 def _luhn(digits: str) -> bool:
     """Whether a card number's check digit fits."""
     total = 0
