@@ -241,7 +241,7 @@ class DebiasTable(Table):
 
     features: tuple[str, ...] = Field(
         min_length=1,
-        description="length (characters), words, lines, bullets, numbered items, headings, bold, code, refusal and more (an unknown one is told "
+        description="length, words, lines, bullets, numbered items, headings, bold, code, refusal and more (an unknown one is told "
         "all), position (which was shown first); each as the difference of the two responses",
     )
     share: float = Field(

@@ -35,8 +35,9 @@ from holdfast.recipe import DebiasTable
 # log-odds; nca, bco and kto judge each response alone; cpo and orpo imitate with the same log-probabilities; aot and dr_dpo couple rows.
 LOG_ODDS = {"dpo", "cdpo", "rdpo", "exo", "rpo", "wpo", "tdpo2", "ld_dpo", "ln_dpo", "simpo", "rao_kupper", "davidson"}
 REWARD = {"bradley_terry", "reward_rao_kupper"}
+LENGTH = "length"  # tanh of the difference in characters over its root mean square, as in length-controlled win rates
 POSITION = "position"  # 1 where a was shown first, -1 where b was, 0 where it is not known
-KNOWN = ("length", *NAMES, POSITION)
+KNOWN = (LENGTH, *NAMES, POSITION)
 RIDGE = 1e-3  # holds features that say the same apart, and a gamma that separates the pairs from infinity
 MEMORY = 0.9  # of the curvature, from step to step
 
@@ -148,25 +149,27 @@ def nuisance(table: DebiasTable, ds: Dataset, view: Comparisons, weight: np.ndar
     for name in table.features:
         if name not in KNOWN:
             raise RecipeError(f"[debias] features: {name!r} is unknown (known: {', '.join(KNOWN)})")
-    if len(set(table.features)) != len(table.features) or {"length", "characters"} <= set(table.features):
-        raise RecipeError(
-            f"[debias] features = {list(table.features)!r} names one of them twice (length is characters)"
-        )
+    if len(set(table.features)) != len(table.features):
+        raise RecipeError(f"[debias] features = {list(table.features)!r} names one of them twice")
+    train = np.isin(view.row, rows)
     used, at = np.unique(np.concatenate([view.a, view.b]), return_inverse=True)
-    read = np.zeros((len(used), len(NAMES)))
+    read, size = np.zeros((len(used), len(NAMES))), np.zeros(len(used))
     for start in range(0, len(used), 2048):
         texts = [plain_text(c) or "" for c in ds.response_contents(used[start : start + 2048])]
         read[start : start + len(texts)] = surface(texts)
-    differ = read[at[: len(view)]] - read[at[len(view) :]]
-    columns = [
-        _shown_first(ds, view)
-        if name == POSITION
-        else differ[:, NAMES.index("characters" if name == "length" else name)]
-        for name in table.features
-    ]
-    return Nuisance(
-        table.features, np.stack(columns, axis=1), view.p, weight, np.isin(view.row, rows), table.share, table.rate
-    )
+        size[start : start + len(texts)] = list(map(len, texts))
+    a, b = at[: len(view)], at[len(view) :]
+    columns = []
+    for name in table.features:
+        if name == POSITION:
+            columns.append(_shown_first(ds, view))
+        elif name == LENGTH:
+            differ = size[a] - size[b]
+            usual = np.sqrt(np.einsum("e,e,e->", weight * train, differ, differ) / (weight * train).sum())
+            columns.append(np.tanh(differ / max(usual, 1e-9)))
+        else:
+            columns.append(read[a, NAMES.index(name)] - read[b, NAMES.index(name)])
+    return Nuisance(table.features, np.stack(columns, axis=1), view.p, weight, train, table.share, table.rate)
 
 
 def _shown_first(ds: Dataset, view: Comparisons) -> np.ndarray:
