@@ -112,6 +112,9 @@ def evaluate_policy(
         raise OpeError(f"confidence {confidence}: between 0 and 1, such as 0.95")
     if unknown := [e for e in estimators or () if e not in ESTIMATORS]:
         raise OpeError(f"estimator {unknown[0]!r}: one of {', '.join(ESTIMATORS)}")
+    for name, given in (("resamples", resamples), ("folds", folds)):
+        if given is not None and given < 2:
+            raise OpeError(f"{name} {given}: at least 2")
     if horizon is not None and horizon < 1:
         raise OpeError(f"horizon {horizon}: at least one step")
     notes = []
