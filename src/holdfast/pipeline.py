@@ -151,8 +151,9 @@ def _train_control(recipe: ControlRecipe, folder: Path, quiet: bool, allow_envir
     """The same for episodes: `control.flow` says what is trained on what."""
     from holdfast.control import flow
 
+    prepared = flow.prepare(recipe)
     _write_recipe(recipe, folder)
-    done = flow.train(recipe, folder, quiet, allow_environment_change)
+    done = flow.train(prepared, folder, quiet, allow_environment_change)
     if done.stopped != "interrupted" and not (folder / "evaluations" / HELD_OUT / "metrics.json").exists():
         evaluate(folder)
         track(folder, recipe.track.to)

@@ -64,7 +64,10 @@ def _check_log(folder: Path, recipe: ControlRecipe, found: Verified) -> None:
     if not is_log(at):
         found.notes.append(f"the log is not at {at}: its rows were not checked (root {facts['dataset']})")
         return
-    found.problems += [replace(p, where=f"{at}/{p.where}") for p in verify_log(at)]
+    damage = verify_log(at)
+    found.problems += [replace(p, where=f"{at}/{p.where}") for p in damage]
+    if damage:
+        return
     log = open_log(at, check=False)
     if log.root != facts["dataset"]:
         found.say("the log is another than the run was trained on", str(at), log.root, facts["dataset"])

@@ -48,10 +48,10 @@ class Prepared:
     left_out: dict[str, int]
 
 
-def train(recipe: ControlRecipe, folder: Path, quiet: bool, allow_environment_change: bool) -> Fitted:
-    """Train what the recipe says into the folder, or go on with what is there."""
+def train(p: Prepared, folder: Path, quiet: bool, allow_environment_change: bool) -> Fitted:
+    """Train what was prepared into the folder, or go on with what is there."""
+    recipe = p.recipe
     with deterministic(recipe.run):
-        p = prepare(recipe)
         return fit(
             p.objective,
             p.rows,

@@ -23,17 +23,19 @@ from holdfast.training.products import product, quicker
 class MLP(nn.Module):
     """M perceptrons of one shape: linear layers with ReLU between. Weights start as `torch.nn.Linear`'s do.
 
-    sizes: (inputs, hidden..., outputs); seeds: one per member; name: sets apart the networks of one algorithm.
+    sizes: (inputs, hidden..., outputs); seeds: one per member; name: sets apart the networks of one algorithm; trained
+    False: a target; shift False: the last layer's bias stays 0.
     """
 
-    def __init__(self, sizes: Sequence[int], seeds: Sequence[int], name: str, trained: bool = True):
+    def __init__(self, sizes: Sequence[int], seeds: Sequence[int], name: str, trained: bool = True, shift: bool = True):
         super().__init__()
         self.sizes, self.name, self.members = tuple(sizes), name, len(seeds)
         for i, (inputs, outputs) in enumerate(pairwise(sizes)):
             for kind, shape in (("weight", (len(seeds), outputs, inputs)), ("bias", (len(seeds), 1, outputs))):
-                if trained:
+                last = i == len(sizes) - 2
+                if trained and (shift or not last or kind == "weight"):
                     self.register_parameter(f"{kind}_{i}", nn.Parameter(torch.empty(shape)))
-                else:  # a target: no gradient reaches it, and a checkpoint keeps it as state
+                else:  # no gradient reaches it, and a checkpoint keeps it as state
                     self.register_buffer(f"{kind}_{i}", torch.zeros(shape))
         if trained:
             self.reset(seeds)
@@ -54,7 +56,8 @@ class MLP(nn.Module):
             for weight, bias in zip(self.weights, self.biases, strict=True):
                 bound = weight.shape[2] ** -0.5
                 weight[m].uniform_(-bound, bound, generator=draw)
-                bias[m].uniform_(-bound, bound, generator=draw)
+                if bias.requires_grad:
+                    bias[m].uniform_(-bound, bound, generator=draw)
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """(M', B, I) -> (M, B, O). M' divides M: the members of one group of M / M' read the same input.
@@ -158,3 +161,17 @@ class Draw:
 
     def _generator(self, seed: int, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive(seed, "noise", purpose, self.update))
+
+
+class Still(Draw):
+    """Numbers that were drawn once: for acting the same each time, and in a program that is exported."""
+
+    def __init__(self, seeds: Sequence[int]):
+        super().__init__(seeds, -1)
+        self._kept: dict[tuple[Any, ...], Tensor] = {}
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        key = (purpose, *shape)
+        if key not in self._kept:
+            self._kept[key] = super().normal(purpose, *shape)
+        return self._kept[key]

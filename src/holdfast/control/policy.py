@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from holdfast.control.actors import Task
 from holdfast.control.algorithms import find
 from holdfast.control.algorithms.base import Algorithm
-from holdfast.control.networks import Draw
+from holdfast.control.networks import Draw, Still
 from holdfast.control.steps import Scale
 from holdfast.errors import DataError, HoldfastError
 from holdfast.recipe import bind
@@ -55,7 +55,7 @@ def save_policy(
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "policy.json").write_bytes(orjson.dumps(said, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
-    state = {name: tensor.detach().contiguous() for name, tensor in algorithm.state_dict().items()}
+    state = {name: tensor.detach().contiguous() for name, tensor in algorithm.kept().items()}
     save_file(state, folder / "model.safetensors")
 
 
@@ -81,7 +81,7 @@ def load_algorithm(folder: str | Path) -> tuple[Algorithm, Scale, dict[str, Any]
             tuple(of["discount"]),
         )
         algorithm = build(task, said["objective"])
-        algorithm.load_state_dict(load_file(at / "model.safetensors"))
+        algorithm.restore(load_file(at / "model.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as problem:
         raise DataError(f"{at} does not hold a policy that can be read: {str(problem).splitlines()[0]}") from None
     return algorithm.eval(), Scale.read(said["scale"]), said
@@ -100,18 +100,14 @@ def load_policy(folder: str | Path, member: int = 0, greedy: bool = False) -> Po
 
 def alone(algorithm: Algorithm, member: int) -> Algorithm:
     """One member of an algorithm as an algorithm of its own."""
-    task, K = algorithm.task, algorithm.task.members
-    if K == 1:
+    task = algorithm.task
+    if task.members == 1:
         return algorithm
     discount = (task.discount[member if len(task.discount) > 1 else 0],)
     settings = {k: v[member] if isinstance(v, list) else v for k, v in algorithm.settings.items()}
     one = type(algorithm)(replace(task, seeds=(task.seeds[member],), discount=discount), **settings)
     one.settings = settings
-    state = {}
-    for name, tensor in algorithm.state_dict().items():
-        each = tensor.shape[0] // K  # critics of a member lie side by side
-        state[name] = tensor[member * each : (member + 1) * each].clone()
-    one.load_state_dict(state)
+    one.restore(algorithm.alone(member))
     return one.eval()
 
 
@@ -119,9 +115,9 @@ class Policy:
     """One member. Takes and gives numbers in the task's own scale; float64 probabilities that sum to 1."""
 
     def __init__(self, algorithm: Algorithm, scale: Scale, greedy: bool = False):
-        self.algorithm, self.scale, self.greedy = algorithm, scale, greedy
+        self.algorithm, self.scale, self.greedy = algorithm.requires_grad_(False), scale, greedy
         self.n_actions = algorithm.task.n_actions
-        self._still = Draw(algorithm.task.seeds, -1)  # noise of an action that is to be the same each time
+        self._still = Still(algorithm.task.seeds)
 
     @torch.no_grad()
     def __call__(self, observation: np.ndarray) -> Any:
@@ -172,8 +168,9 @@ class Policy:
         Runs without Holdfast: `torch.export.load(path).module()(observations)`.
         """
         module = _Exported(self)
-        example = torch.zeros(2, self.algorithm.task.observation)
-        dynamic = {"observations": {0: torch.export.Dim("N", min=1)}}
+        example = torch.zeros(3, self.algorithm.task.observation)
+        module(example)  # draws what it draws once
+        dynamic = {"observations": {0: torch.export.Dim.AUTO}}
         torch.export.save(torch.export.export(module, (example,), dynamic_shapes=dynamic), path)
 
     def _seen(self, observations: np.ndarray) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from holdfast.control.algorithms.base import Algorithm
 from holdfast.control.environments import make
-from holdfast.control.networks import Draw
+from holdfast.control.networks import Still
 from holdfast.control.steps import Scale
 from holdfast.training.determinism import derive
 
@@ -21,7 +21,7 @@ def play(algorithm: Algorithm, scale: Scale, env_id: str, episodes: int, seed: i
     obs = np.stack([[env.reset(seed=s)[0] for env, s in zip(row, starts, strict=True)] for row in envs])
     obs = obs.astype(np.float32)
     returns, live = np.zeros((K, episodes)), np.ones((K, episodes), bool)
-    still = Draw(algorithm.task.seeds, -1)
+    still = Still(algorithm.task.seeds)
     while live.any():
         seen = torch.from_numpy(scale.observations(obs))
         if algorithm.task.n_actions is not None:

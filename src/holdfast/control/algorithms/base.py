@@ -78,6 +78,19 @@ class Algorithm(nn.Module):
     def after(self, update: int) -> None:
         """What follows it: targets that move."""
 
+    def kept(self) -> dict[str, Tensor]:
+        """All that a saved policy needs, members side by side on the first axis."""
+        return self.state_dict()
+
+    def alone(self, member: int) -> dict[str, Tensor]:
+        """What `restore` takes to be that member alone. A member's critics lie side by side."""
+        K = self.task.members
+        return {n: t.unflatten(0, (K, -1))[member].clone() for n, t in self.kept().items()}
+
+    def restore(self, kept: dict[str, Tensor]) -> None:
+        """What `kept` gave. Raises RuntimeError where it does not fit."""
+        self.load_state_dict(kept)
+
     def probs(self, obs_KBd: Tensor) -> Tensor:
         """(K, B, A): the policy over discrete actions."""
         raise NotImplementedError

@@ -156,12 +156,15 @@ class ContinuousBCQ(Algorithm):
         self.slow_nudge.follow(self.nudge, self.tau)
 
     def mode(self, obs_KBd: Tensor, draw: Draw) -> Tensor:
-        B, S = obs_KBd.shape[1], self.proposals
-        rows = obs_KBd.repeat_interleave(S, dim=1)
-        noise = draw.normal("act", S, self.latent).repeat(1, B, 1)  # the same proposals for every observation
+        S = self.proposals
+        noise_KSL = draw.normal("act", S, self.latent)  # the same proposals for every observation
+        rows_KBSd = obs_KBd.unsqueeze(2).expand(-1, -1, S, -1)
+        rows = rows_KBSd.flatten(1, 2)
+        noise = noise_KSL.unsqueeze(1).expand(-1, obs_KBd.shape[1], -1, -1).flatten(1, 2)
         proposed = self._moved(rows, self._proposed(rows, noise), self.nudge)
-        best_KB = self.q.of(rows, proposed)[:, 0].unflatten(-1, (B, S)).argmax(-1)
-        return proposed.unflatten(1, (B, S)).take_along_dim(best_KB[:, :, None, None], 2).squeeze(2)
+        best_KB = self.q.of(rows, proposed)[:, 0].unflatten(-1, (-1, S)).argmax(-1)
+        index_KB1A = best_KB[:, :, None, None].expand(-1, -1, 1, self.task.action)
+        return proposed.unflatten(1, (-1, S)).gather(2, index_KB1A).squeeze(2)
 
     def sample(self, obs_KBd: Tensor, draw: Draw) -> Tensor:
         return self.mode(obs_KBd, draw)

@@ -14,7 +14,10 @@ from holdfast.losses.control import advantage_weight, cpl, expectile, segment_br
 
 @algorithm("segment_reward", ["discrete", "continuous"], "1706.03741, eq. 1")
 class SegmentReward(Algorithm):
-    """r(s, a) by Bradley-Terry on discounted sums over segments. Members are an ensemble: their spread is uncertainty."""
+    """r(s, a) by Bradley-Terry on discounted sums over segments. Members are an ensemble: their spread is uncertainty.
+
+    The last layer has no bias: equal lengths cannot tell a constant, and a gradient of rounding errors would move it.
+    """
 
     reads = "judgements"
     needs_reward = False
@@ -23,7 +26,9 @@ class SegmentReward(Algorithm):
     def __init__(self, task: Task, *, penalty: float = 0.0):
         super().__init__(task)
         self.penalty = penalty
-        self.net = MLP((task.observation + (task.n_actions or task.action), *task.hidden, 1), task.seeds, "reward")
+        self.net = MLP(
+            (task.observation + (task.n_actions or task.action), *task.hidden, 1), task.seeds, "reward", shift=False
+        )
 
     def reward(self, obs_KBd: Tensor, action: Tensor) -> Tensor:
         """(K, B)"""
@@ -73,7 +78,8 @@ class CPL(Actor):
         ratio_KN = logp_KN
         if self.reference:
             with torch.no_grad():
-                ratio_KN = logp_KN - self.reference[0].actor.log_prob(pairs.steps.obs, pairs.steps.action)
+                base_KN = self.reference[0].actor.log_prob(pairs.steps.obs, pairs.steps.action)
+            ratio_KN = logp_KN - base_KN
         return pairs.returns(self.alpha * ratio_KN, self.discount), logp_KN
 
     def losses(self, pairs: Pairs, draw: Draw) -> dict[str, Tensor]:

@@ -65,12 +65,15 @@ class TreeFQI(Algorithm):
         y = batch.reward + self.discount * (1 - batch.terminated) * following
         return {"td": ((self.all(batch.obs).gather(-1, batch.action.unsqueeze(-1)).squeeze(-1) - y) ** 2).mean(-1)}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+    def kept(self) -> dict[str, Tensor]:
         return {f"{c}.{k}": torch.from_numpy(f[c]) for k, f in enumerate(self.forests) for c in COLUMNS}
 
-    def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> Any:
-        members = 1 + max((int(name.split(".")[1]) for name in state), default=-1)
-        self.forests = [{c: state[f"{c}.{k}"].numpy() for c in COLUMNS} for k in range(members)]
+    def restore(self, kept: dict[str, Tensor]) -> None:
+        members = 1 + max((int(name.split(".")[1]) for name in kept), default=-1)
+        self.forests = [{c: kept[f"{c}.{k}"].numpy() for c in COLUMNS} for k in range(members)]
+
+    def alone(self, member: int) -> dict[str, Tensor]:
+        return {f"{c}.0": torch.from_numpy(self.forests[member][c]) for c in COLUMNS}
 
 
 class TreeObjective(ControlObjective):
@@ -115,12 +118,12 @@ class TreeObjective(ControlObjective):
         return float(np.mean(errors)), 0.0, {"loss/td": (sum(errors), len(errors))}
 
     def extra_state(self) -> dict[str, Tensor]:
-        return {"following": torch.from_numpy(self.following), **self.model.state_dict()}
+        return {"following": torch.from_numpy(self.following), **self.model.kept()}
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
         if state:
             self.following = state["following"].numpy()
-            self.model.load_state_dict({n: t for n, t in state.items() if n != "following"})
+            self.model.restore({n: t for n, t in state.items() if n != "following"})
 
 
 def arrays(forest: Any) -> dict[str, np.ndarray]:
