@@ -600,6 +600,52 @@ def rank(
 
 
 @app.command()
+def card(
+    dataset: Annotated[Path, typer.Argument(help="A frozen dataset's folder.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Write README.md, croissant.json and inspect.json here.")],
+    inspection: Annotated[
+        Path | None,
+        typer.Option(help="An inspect.json of this dataset to take the figures from, instead of measuring."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call it.  [default: the folder's name]")] = None,
+    description: Annotated[str | None, typer.Option(help="What it is and what it is for, in a sentence.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="SPDX or hub id.  [default: the one that every row names]")
+    ] = None,
+    language: Annotated[list[str] | None, typer.Option(help="Two letters; may be given again.")] = None,
+    creator: Annotated[str | None, typer.Option(help="Who made it.")] = None,
+    url: Annotated[str | None, typer.Option(help="Where it is published.")] = None,
+    date: Annotated[str | None, typer.Option(help="When it was published, YYYY-MM-DD.")] = None,
+    citation: Annotated[str | None, typer.Option(help="How to cite it.")] = None,
+    json: Json = False,
+) -> None:
+    """A dataset's card and Croissant metadata, every number tied to an inspection's digest."""
+    from holdfast.data.card import About, make_card
+    from holdfast.data.dataset import open_dataset
+    from holdfast.data.inspect.inspection import inspect_dataset, read_inspection
+
+    ds = open_dataset(dataset)
+    about = About(name, description, license, tuple(language or ()), creator, url, date, citation)
+    if inspection is None:
+        found = inspect_dataset(ds)
+        made = make_card(ds, found.as_json(), about)
+        written = [found.save(output / "inspect.json"), *made.save(output)]
+        digest = found.digest
+    else:
+        said = read_inspection(inspection)
+        made, digest = make_card(ds, said, about), said["digest"]
+        written = made.save(output)
+    if json:
+        paths = [str(p) for p in written]
+        _say(True, {"root": ds.root, "inspection": digest, "written": paths, "unsaid": made.unsaid})
+        return
+    for path in written:
+        out.print(escape(str(path)), soft_wrap=True)
+    if made.unsaid:
+        out.print(f"not said, and left out: {', '.join(made.unsaid)}", style="dim", soft_wrap=True)
+
+
+@app.command()
 def diff(
     a: Annotated[Path, typer.Argument(help="A frozen dataset's folder.")],
     b: Annotated[Path, typer.Argument(help="Another.")],

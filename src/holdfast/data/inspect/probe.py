@@ -81,8 +81,15 @@ def topics(material: Material) -> np.ndarray:
 def surface_difference(material: Material) -> np.ndarray:
     """(S, 25) differences of surface features over the sampled comparisons."""
     at = material.sampled
-    of = material.responses.derive(surface)
-    return of[material.a[at]].astype(np.float64) - of[material.b[at]]
+    if len(at) == len(material):
+        of, a, b = material.responses.derive(surface), material.a, material.b
+    else:  # of a large dataset, only the texts that are looked at
+        used, places = np.unique(np.concatenate([material.a[at], material.b[at]]), return_inverse=True)
+        key = ("surface", used.tobytes())
+        batches = material.responses.batches
+        of = material.responses.remember(key, lambda: np.concatenate([surface(texts) for _, texts in batches(used)]))
+        a, b = places[: len(at)], places[len(at) :]
+    return of[a].astype(np.float64) - of[b]
 
 
 def source_difference(material: Material) -> np.ndarray:
