@@ -15,7 +15,9 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from holdfast.cli import app
 from holdfast.data import freeze as freezing
 from holdfast.data.dataset import Dataset
 from holdfast.data.freeze import freeze_records
@@ -376,3 +378,23 @@ def test_near_duplicates_and_other_columns(tmp_path: Path) -> None:
     segments = freeze_records([Judgement("pair", None, (Segment("e1", 0, 5), Segment("e2", 0, 5)))], tmp_path / "s")
     with pytest.raises(RecipeError, match="group = 'annotator': a dataset of segments is split by episode"):
         make_split(segments, SplitTable(group="annotator"))
+
+
+def test_the_command_takes_a_group(tmp_path: Path) -> None:
+    ds = grouped(tmp_path / "ds", [(f"Q{i}", {"annotator": f"a{i % 10}"}) for i in range(40)])
+    words = [
+        "split",
+        str(ds.path),
+        "-o",
+        str(tmp_path / "s"),
+        "--group",
+        "annotator",
+        "--test",
+        "0.2",
+        "--validation",
+        "0",
+        "--json",
+    ]
+    said = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).output)
+    assert said["parts"] == {"train": 32, "validation": 0, "test": 8, "ood": 0}
+    assert load_split(tmp_path / "s", ds).spec.group == "annotator"
