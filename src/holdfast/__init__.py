@@ -24,6 +24,12 @@ _WHERE = {
     "curate": "holdfast.data.curate",
     "diff": "holdfast.data.diff",
     "Judgement": "holdfast.data.records",
+    "collect": "holdfast.control.collect",
+    "label": "holdfast.control.label",
+    "freeze_episodes": "holdfast.control.store",
+    "open_log": "holdfast.control.store",
+    "load_policy": "holdfast.control.policy",
+    "relabel_log": "holdfast.control.flow",
     "load_recipe": "holdfast.recipe",
     "train": "holdfast.pipeline",
     "resume": "holdfast.pipeline",
@@ -36,16 +42,22 @@ _WHERE = {
 __all__ = [
     "HoldfastError",
     "Judgement",
+    "collect",
     "curate",
     "diff",
     "evaluate",
     "export",
     "freeze",
+    "freeze_episodes",
     "freeze_records",
     "inspect_dataset",
+    "label",
+    "load_policy",
     "load_recipe",
     "make_split",
     "open_dataset",
+    "open_log",
+    "relabel_log",
     "replay",
     "resume",
     "score",
@@ -54,6 +66,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from holdfast.control.collect import collect
+    from holdfast.control.flow import relabel_log
+    from holdfast.control.label import label
+    from holdfast.control.policy import load_policy
+    from holdfast.control.store import freeze_episodes, open_log
     from holdfast.data.curate import curate
     from holdfast.data.dataset import open_dataset
     from holdfast.data.diff import diff

@@ -326,14 +326,16 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Score every row into a table, and derive all figures from that table."""
+    """Score every row into a table, and derive all figures from that table; of control, figures by part."""
     from holdfast import pipeline
 
     metrics = pipeline.evaluate(run, on)
     if json:
         _say(True, {"metrics": metrics})
-    else:
+    elif "figures" in metrics:
         out.print(figures_table(metrics))
+    else:
+        out.print(*control_tables(metrics), sep="\n")
 
 
 def figures_table(metrics: dict[str, Any]) -> Table:
@@ -345,6 +347,37 @@ def figures_table(metrics: dict[str, Any]) -> Table:
         found = cells["all"]["figures"]
         shown = (interval(found.get(f"{name}/accuracies")) for name in ("rewards", "longer", "bag of words"))
         table.add_row(part, f"{cells['all']['judgements']:,}", *shown)
+    return table
+
+
+def control_tables(metrics: dict[str, Any]) -> list[Table]:
+    """A control run's figures, a column for each part; and what its members' episodes returned, where they were played."""
+    parts = {name: said for name, said in metrics.items() if name != "played"}
+    tables = []
+    if parts:
+        table = Table(title="Figures, means over members", title_justify="left", header_style="bold")
+        for column in ("", *parts):
+            table.add_column(column, justify="right" if column else "left")
+        for name in dict.fromkeys(name for said in parts.values() for name in said):
+            cells = (said.get(name) for said in parts.values())
+            table.add_row(name, *("-" if c is None else f"{c:,}" if name == "rows" else f"{c:.5g}" for c in cells))
+        tables.append(table)
+    if "played" in metrics:
+        tables.append(returns_table(metrics["played"]["environment"], metrics["played"]["returns"]))
+    return tables
+
+
+def returns_table(environment: str, returns: Sequence[Sequence[float]]) -> Table:
+    """Returns of each member's episodes: mean, spread, least and most."""
+    title = f"{escape(environment)}, {len(returns[0])} episodes each"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in ("member", "mean return", "spread", "least", "most"):
+        table.add_column(column, justify="right")
+    together = [("all", [r for those in returns for r in those])] if len(returns) > 1 else []
+    for name, those in (*enumerate(returns), *together):
+        mean = sum(those) / len(those)
+        spread = (sum((r - mean) ** 2 for r in those) / len(those)) ** 0.5
+        table.add_row(str(name), *(f"{x:.5g}" for x in (mean, spread, min(those), max(those))))
     return table
 
 
@@ -774,7 +807,7 @@ def track(
 
 
 control = typer.Typer(
-    help="Logged episodes: freeze them, collect them from an environment, label their segments.",
+    help="Logged episodes: freeze, collect, label, relabel; play and export what was learnt.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -925,6 +958,70 @@ def control_label(
     _log(freeze_episodes(parent.episodes, output, segments=judged, parent=parent.root), json)
 
 
+@control.command("relabel")
+def control_relabel(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of kind = 'segment_reward'.")],
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="A frozen log of episodes; it is not changed.")],
+    output: LogOut,
+    pessimism: Annotated[
+        float, typer.Option(help="Standard deviations between members that are taken off their mean.")
+    ] = 0.0,
+    json: Json = False,
+) -> None:
+    """Put a learnt reward in place of a log's own, into a new log whose parent is LOG."""
+    from holdfast.control.flow import relabel_log
+
+    made = relabel_log(run, log, output, pessimism)
+    _log(made, json)
+
+
+@control.command("export")
+def control_export(
+    run: RunFolder,
+    output: Annotated[Path, typer.Option("--out", "-o", help="The file to write: a torch.export program, .pt2.")],
+    member: Annotated[int, typer.Option(help="Which of the run's members.")] = 0,
+    json: Json = False,
+) -> None:
+    """Write a policy as a program that runs without Holdfast: observations in, best actions out."""
+    from holdfast.control.policy import load_policy
+
+    if output.exists():
+        raise HoldfastError(f"{output} exists; choose another file with -o, or delete it")
+    policy = load_policy(run, member)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    policy.export(output)
+    numbers = policy.algorithm.task.observation
+    _say(
+        json,
+        {"program": str(output), "member": member, "bytes": output.stat().st_size},
+        f"[bold]{escape(str(output))}[/]  member {member}, {output.stat().st_size:,} bytes",
+        f"  torch.export.load({str(output)!r}).module()(observations)   observations: (N, {numbers}) float32",
+    )
+
+
+@control.command("play")
+def control_play(
+    run: RunFolder,
+    env: Annotated[str, typer.Option(metavar="ID", help="A Gymnasium environment's id, or Pendulum5-v1.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each member; all play the same starts.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the starts.")] = 0,
+    json: Json = False,
+) -> None:
+    """Play a policy's best actions in an environment: what each member's episodes return."""
+    from holdfast.control.policy import load_algorithm
+    from holdfast.control.simulate import play
+
+    algorithm, scale, _ = load_algorithm(run)
+    if not algorithm.acts:
+        raise HoldfastError(f"{run} is a reward model: it has no policy to play")
+    returns = play(algorithm, scale, env, episodes, seed).tolist()
+    if json:
+        means = [sum(those) / len(those) for those in returns]
+        _say(True, {"environment": env, "mean": means, "returns": returns})
+    else:
+        out.print(returns_table(env, returns))
+
+
 def _log(log: Any, json: bool) -> None:
     """What a frozen log holds."""
     e, facts = log.episodes, log.facts
@@ -950,7 +1047,10 @@ def _log(log: Any, json: bool) -> None:
         lines.append(f"  mean return {e.rewards.sum() / len(e):,.4g}")
     for b in facts.get("behaviours", []):
         mean = "-" if b["return"] is None else f"{b['return']:,.4g}"
-        lines.append(f"  by {escape(b['name'])}: {b['episodes']:,} episodes, {b['steps']:,} steps, mean return {mean}")
+        before = " by the rewards it was collected with" if "reward" in facts else ""
+        lines.append(
+            f"  by {escape(b['name'])}: {b['episodes']:,} episodes, {b['steps']:,} steps, mean return {mean}{before}"
+        )
     if "dropped" in facts:
         lines.append(f"  dropped {facts['dropped']['steps']:,} steps: {escape(facts['dropped']['why'])}")
     if judged:

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
+from holdfast.control.actors import Task
 from holdfast.control.algorithms.base import Algorithm
-from holdfast.control.environments import make
+from holdfast.control.environments import make, space_of
+from holdfast.control.episodes import EpisodesError
 from holdfast.control.networks import Still
 from holdfast.control.steps import Scale
 from holdfast.training.determinism import derive
 
 
+def fits(task: Task, env_id: str, env: Any) -> None:
+    """Raises `EpisodesError` where an environment's observations or actions are not those that the policy learnt on."""
+    space = space_of(env)
+    there = (space.observation[0], space.n_actions, 0 if space.low is None else len(space.low))
+    if there != (task.observation, task.n_actions, task.action):
+
+        def said(observation: int, n_actions: int | None, action: int) -> str:
+            actions = f"{n_actions} actions" if n_actions is not None else f"actions of {action} numbers"
+            return f"observations of {observation} numbers and {actions}"
+
+        mine = said(task.observation, task.n_actions, task.action)
+        raise EpisodesError(f"{env_id} has {said(*there)}; the policy learnt on {mine}")
+
+
 @torch.no_grad()
 def play(algorithm: Algorithm, scale: Scale, env_id: str, episodes: int, seed: int) -> np.ndarray:
-    """(K, episodes) float64: undiscounted returns of each member's best actions. All members play the same starts."""
+    """(K, episodes) float64: undiscounted returns of each member's best actions. All members play the same starts.
+
+    Raises `EpisodesError` where the environment cannot be made, or is another task than the policy's.
+    """
     K = algorithm.task.members
     envs = [[make(env_id) for _ in range(episodes)] for _ in range(K)]
+    fits(algorithm.task, env_id, envs[0][0])
     starts = [derive(seed, "play", e) % 2**31 for e in range(episodes)]
     obs = np.stack([[env.reset(seed=s)[0] for env, s in zip(row, starts, strict=True)] for row in envs])
     obs = obs.astype(np.float32)
