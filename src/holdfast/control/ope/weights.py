@@ -186,13 +186,18 @@ class Support:
         }
 
 
+def enough(n: int, ess: float) -> bool:
+    """Whether so many effective episodes of n are enough for the usual intervals: (n / ess)^2 <= sqrt(n) / 4, chosen by
+    simulation. The skew of a mean of log-normal weights is about (n / ess)^1.5 / sqrt(n)."""
+    return ess >= 10 and (n / ess) ** 2 <= np.sqrt(n) / 4
+
+
 def support(logw_E: np.ndarray) -> Support:
     """Kish's effective sample size, the largest share and a verdict, from the episodes' final log-weights.
 
-    "none" below 10 effective episodes or where one has over 30 % of the weight. "good" where the effective ones are many
-    of n, (n / ess)^2 <= sqrt(n) / 2, and the mean weight is within two standard errors of the 1 that it is in expectation:
-    weights that are heavy-tailed but have not yet shown it fail one of the two. Else "thin". The limits were chosen by
-    simulation; docs/ope.md shows on other seeds what each verdict is worth.
+    "none" below 10 effective episodes or where one has over 30 % of the weight. "good" where there are `enough` and the
+    mean weight is within two standard errors of the 1 that it is in expectation: weights that are heavy-tailed but have
+    not yet shown it fail one of the two. Else "thin". docs/ope.md shows what each verdict is worth.
     """
     n, top = len(logw_E), logw_E.max()
     if np.isneginf(top):
@@ -204,7 +209,7 @@ def support(logw_E: np.ndarray) -> Support:
     why = f"{ess:.1f} effective of {n} episodes, the largest weight is {largest:.0%} of the sum"
     if ess < 10 or largest > 0.3:
         return Support(n, ess, largest, "none", f"{why}; weights cannot say what the policy is worth")
-    if (n / ess) ** 2 > np.sqrt(n) / 2:
+    if not enough(n, ess):
         return Support(n, ess, largest, "thin", f"{why}; intervals may be too narrow")
     if off > 2:
         why = f"{why}; the mean weight is {raw_E.mean():.3g}, {off:.1f} standard errors from 1"
