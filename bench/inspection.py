@@ -26,10 +26,11 @@ from holdfast.data.dataset import Dataset, open_dataset
 from holdfast.data.diff import moved
 from holdfast.data.export import records
 from holdfast.data.freeze import freeze, freeze_records
+from holdfast.data.inspect.faults import FAULTS, Fault, judged_again
 from holdfast.data.inspect.finding import SEVERITIES, Finding, between
 from holdfast.data.inspect.inspection import Inspection, inspect_dataset
 from holdfast.data.inspect.material import Material, material
-from holdfast.data.inspect.power import BLIND, FAULTS, Fault, judged_again, measure
+from holdfast.data.inspect.power import BLIND, measure
 from holdfast.data.inspect.ranking import rank_sources
 from holdfast.data.records import Judgement
 from holdfast.data.splits import make_split
@@ -314,10 +315,12 @@ def large(pairs: int = 1_000_000) -> dict[str, Any]:
 
         def rows() -> Iterator[tuple[Judgement, str, int]]:
             for n in range(pairs):
-                two = tuple(text(sentences, draw.choice(sizes)) for _ in range(2))
+                one = other = text(sentences, draw.choice(sizes))
+                while other == one:
+                    other = text(sentences, draw.choice(sizes))
                 who = draw.sample(("ant", "bee", "cat", "dog"), 2)
                 yield Judgement(
-                    "pair", text(questions, draw.randint(40, 300)), two, sources=tuple(who),
+                    "pair", text(questions, draw.randint(40, 300)), (one, other), sources=tuple(who),
                     annotator=f"annotator {n % 3}", category=("advice", "facts")[n % 2],
                 ), "made", n  # fmt: skip
 

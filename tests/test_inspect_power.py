@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from holdfast.cli import app
 from holdfast.data.freeze import freeze_records
+from holdfast.data.inspect.faults import FAULTS, smaller
+from holdfast.data.inspect.finding import DETECTORS
 from holdfast.data.inspect.inspection import inspect_dataset
 from holdfast.data.inspect.material import material
-from holdfast.data.inspect.power import BLIND, COPIES, DETECTORS, FAULTS, exact_share, measure, reach, smaller
+from holdfast.data.inspect.power import BLIND, COPIES, exact_share, measure, probe_curve, reach
 from holdfast.errors import DataError
 from test_inspect import clean
 
@@ -125,6 +127,20 @@ def test_a_sample_is_whole_prompts_with_their_own_texts(data):
 def test_rewording_is_recognised_up_to_a_share(data):
     seen = {r["words replaced"]: r["recognised"] for r in reach(material(data), most=100)}
     assert seen[0.0] == 1.0 and seen[0.05] > 0.5 and seen[0.3] == 0.0
+
+
+def test_a_probe_gets_worse_with_every_flip(tmp_path):
+    """Where a word tells every label, a share e turned round leaves 1 - e of them foretold; where nothing does, half."""
+    told = [
+        replace(j, responses=(f"{j.responses[0]} moreover", f"{j.responses[1]} perhaps"), annotator=None)
+        for j in clean()[::3]
+    ]
+    curve = {c["flipped"]: c["accuracy"] for c in probe_curve(material(freeze_records(told, tmp_path / "told")))}
+    assert curve[0.0] > 0.97 and list(curve.values()) == sorted(curve.values(), reverse=True)
+    for share, accuracy in curve.items():  # the more is turned round, the less of the rule is learned
+        assert 1 - share - 0.03 - share / 4 < accuracy < 1 - share + 0.03
+    untold = freeze_records([replace(j, annotator=None) for j in clean()[::3]], tmp_path / "untold")
+    assert all(c["accuracy"] == pytest.approx(0.5, abs=0.09) for c in probe_curve(material(untold)))
 
 
 def test_the_inspection_says_it_and_the_command_prints_it(data, tmp_path):

@@ -601,6 +601,9 @@ def _print_power(power: Any) -> None:
     if power.near:
         some = ", ".join(f"{100 * n['words replaced']:g} %: {100 * n['recognised']:.0f} %" for n in power.near)
         out.print(f"near-duplicates recognised by the share of words replaced: {some}", soft_wrap=True)
+    if power.probe:
+        some = ", ".join(f"{100 * n['flipped']:g} %: {100 * n['accuracy']:.0f} %" for n in power.probe)
+        out.print(f"unseen labels that a small model foretells, by the share turned round: {some}", soft_wrap=True)
     for name, what in power.blind.items():
         out.print(f"{name} cannot see: {escape(what)}", style="dim", soft_wrap=True)
 

@@ -131,20 +131,26 @@ def _power(sight: Sight) -> Markup:
         alarms = (
             "–" if p.why else markup("{} of {} <small>up to {:.0f} %</small>", p.alarms, p.clean, 100 * (false.hi or 0))
         )
-        tried = "; ".join(f"{p.number(t['strength'])}: {t['found']} of {t['copies']}" for t in p.strengths)
+        tried = _whole("; ".join(f"{p.number(t['strength'])}: {t['found']} of {t['copies']}" for t in p.strengths))
         rates = "–" if p.recall is None else f"{p.recall:.2f} / {p.precision:.2f}"
         said = markup('{}<br><small title="{}">{}</small>', _whole(p.said()), p.fault.how, tried)
         rows.append((p.fault.name, said, rates, alarms))
     table = _table(["planted", "found nine times in ten from", "its rows: recall / precision", "false alarms"], rows)
-    near = [(f"{100 * n['words replaced']:g} % of the words", f"{100 * n['recognised']:.0f} %") for n in sight.near]
-    reach = (
-        markup(
-            "<h3>Near-duplicates recognised, by how many words were replaced</h3>{}",
-            _facts([(_whole(k), _whole(v)) for k, v in near]),
-        )
-        if near
-        else Markup("")
-    )
+    small = []
+    for title, listed in (
+        (
+            "Near-duplicates recognised, by the words replaced",
+            [(n["words replaced"], n["recognised"]) for n in sight.near],
+        ),
+        (
+            "Labels a small model foretells, by the labels turned round",
+            [(n["flipped"], n["accuracy"]) for n in sight.probe],
+        ),
+    ):
+        if listed:
+            rows_of = [(_whole(f"{100 * x:g} %"), _whole(f"{100 * y:.0f} %")) for x, y in listed]
+            small.append(markup("<div><h3>{}</h3>{}</div>", title, _facts(rows_of)))
+    reach = markup('<div class="grid2">{}</div>', joined(small)) if small else Markup("")
     blind = _facts([(TITLES.get(k, k), v) for k, v in sight.blind.items()])
     return head + table + reach + markup("<h3>What no amount of data would show</h3>{}", blind)
 
