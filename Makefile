@@ -42,6 +42,7 @@ bench: setup  ## side by side with TRL and datasets, ledger, start, two million 
 	$(BIN)/python bench/freeze.py
 	$(BIN)/python bench/large.py
 	$(BIN)/python bench/inspection.py
+	$(BIN)/python bench/ope.py
 	$(BIN)/python bench/page.py
 
 docs: setup  ## the pages made from the code

@@ -37,6 +37,7 @@ _WHERE = {
     "score": "holdfast.pipeline",
     "replay": "holdfast.pipeline",
     "verify": "holdfast.proof",
+    "evaluate_policy": "holdfast.control.ope",
     "HoldfastError": "holdfast.errors",
 }
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "curate",
     "diff",
     "evaluate",
+    "evaluate_policy",
     "export",
     "freeze",
     "freeze_episodes",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from holdfast.control.collect import collect
     from holdfast.control.flow import relabel_log
     from holdfast.control.label import label
+    from holdfast.control.ope import evaluate_policy
     from holdfast.control.policy import load_policy
     from holdfast.control.store import freeze_episodes, open_log
     from holdfast.data.curate import curate
