@@ -181,6 +181,36 @@ def test_rows_of_an_evaluation_set(tmp_path):
     assert not [f for f in found.alarms if "other.jsonl" in f.name]
 
 
+def test_cells_by_a_column_of_the_users(tmp_path):
+    """No German prompt of category x is long; lengths, languages and categories are else independent of each other."""
+    said = []
+    for n, j in enumerate(clean()):
+        k = n // 3
+        language, long = ("en", "de")[k // 3 % 2], k // 6 % 3
+        if language == "de" and j.category == "x" and long == 2:
+            language = "en"
+        prompt = j.prompt + " And some more of it, if you please." * long
+        said.append(replace(j, prompt=prompt, extra={"lang": language, "stars": k % 2}, annotator=None))
+    ds, found = look(tmp_path, said, only=["length", "coverage"], columns=["lang", "stars", "kind"])
+    cells = {(c["category"], c["length"]): c for c in found["coverage/cells:lang"].facts["cells"]}
+    gone = cells["x / de", "long"]
+    assert (
+        gone["prompts"] == 0
+        and found["coverage/cells:lang"].alarmed
+        and "x / de, long prompts (0" in found["coverage/cells:lang"].verdict
+    )
+    # Independence: each cell's expected count is N times the three shares.
+    part = {w: sum(c["prompts"] for (k, _), c in cells.items() if w in k.split(" / ")) / N for w in ("x", "de")}
+    third = sum(c["prompts"] for (_, size), c in cells.items() if size == "long") / N
+    assert gone["expected"] == pytest.approx(N * part["x"] * part["de"] * third)
+    assert not found["coverage/cells:stars"].alarmed and "coverage/cells:kind" not in {f.name for f in found.findings}
+    wins = found["length/longer-wins"].cells
+    assert {c.name for c in wins["lang"]} == {"en", "de"} and {c.name for c in wins["stars"]} == {"0", "1"}
+    assert sum(c.n for c in wins["lang"]) == sum(c.n for c in wins["category"])
+    with pytest.raises(DataError, match="says 'tongue'; there are: kind, .*lang, stars"):
+        inspect_dataset(ds, columns=["tongue"])
+
+
 def test_the_same_inspection_is_the_same_bytes_and_a_changed_one_is_refused(tmp_path):
     _, found = look(tmp_path, clean()[:300])
     ds, again = look(tmp_path, clean()[:300])

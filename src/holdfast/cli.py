@@ -542,6 +542,10 @@ def inspect(
     ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens at which training will cut prompt and response.")] = 2048,
     only: Annotated[list[str] | None, typer.Option(help="A detector to run; may be given again.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Count by this, too: licence, rubric, or a key of the rows; may be given again."),
+    ] = None,
     power: Annotated[
         bool, typer.Option("--power", help="Plant each fault in copies of the dataset: what would have been found?")
     ] = False,
@@ -561,6 +565,7 @@ def inspect(
         target=target,
         tokenizer=tokenizer,
         max_length=max_length,
+        columns=column or (),
         only=only or None,
         power=power,
         seed=seed,

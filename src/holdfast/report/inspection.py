@@ -113,7 +113,7 @@ def _pictures(name: str, findings: Sequence[Finding], found: Inspection) -> Mark
     if name == "sources" and "sources/strengths" in named:
         return charts.sources_graph(named["sources/strengths"])
     if name == "coverage":
-        cells = charts.cells(named["coverage/cells"]) if "coverage/cells" in named else Markup("")
+        cells = joined([charts.cells(f) for name, f in named.items() if name.startswith("coverage/cells")])
         return charts.prompts_map(found.material) + cells
     return Markup("")
 

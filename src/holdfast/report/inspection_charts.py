@@ -208,9 +208,11 @@ def cells(finding: Finding) -> Markup:
             len(body) - FIRST_CELLS,
             tables[1],
         )
+    by = "" if finding.name == "coverage/cells" else f" by {finding.name.partition(':')[2]}"
     return markup(
-        '<figure><figcaption><b>Cells</b> <span class="small">prompts by category and length; usual: if the two had nothing to '
+        '<figure><figcaption><b>Cells{}</b> <span class="small">prompts by kind and length; usual: if these had nothing to '
         "do with each other.{}</span></figcaption>{}</figure>",
+        by,
         more,
         joined(tables),
     )

@@ -93,8 +93,13 @@ def _lengths(material: Material) -> tuple[np.ndarray, tuple[float, float]]:
 
 def prompt_categories(material: Material) -> np.ndarray:
     """(P,) category code of each prompt, -1 where none was said."""
+    return _of_prompt(material, material.row_category)
+
+
+def _of_prompt(material: Material, codes: np.ndarray) -> np.ndarray:
+    """(P,) what the first judgement of each prompt says, of codes (J,); -1 where there is none."""
     first = material.first_rows
-    return np.where(first >= 0, material.row_category[np.maximum(first, 0)], -1)
+    return np.where(first >= 0, codes[np.maximum(first, 0)], -1)
 
 
 @detector("coverage", "text")
@@ -106,7 +111,22 @@ def coverage(material: Material) -> Iterator[Finding]:
     category = prompt_categories(material)
     known = live[category[live] >= 0]
     if len(np.unique(category[known])) > 1:
-        yield _cells(material, known, category, tercile, edges)
+        usual = np.bincount(category[known], minlength=len(material.categories)) / len(known)
+        yield _cells(material, known, category, material.categories, usual, tercile, edges)
+    for name, codes, values in material.columns:
+        value = _of_prompt(material, codes)
+        there = live[value[live] >= 0]
+        if len(np.unique(value[there])) < 2:
+            continue
+        if len(np.unique(category[there])) > 1:  # category by value, then
+            there = there[category[there] >= 0]
+            names = [f"{c} / {v}" for c in material.categories for v in values]
+            usual = np.outer(*(np.bincount(x[there], minlength=n) / len(there) for x, n in
+                               ((category, len(material.categories)), (value, len(values))))).ravel()  # fmt: skip
+            value = category * len(values) + value
+        else:
+            names, usual = values, np.bincount(value[there], minlength=len(values)) / max(len(there), 1)
+        yield _cells(material, there, value, names, usual, tercile, edges, column=name)
     found = prompt_map(material)
     if found is None:
         return
@@ -134,17 +154,25 @@ def coverage(material: Material) -> Iterator[Finding]:
 
 
 def _cells(
-    material: Material, known: np.ndarray, category: np.ndarray, tercile: np.ndarray, edges: tuple[float, float]
+    material: Material,
+    known: np.ndarray,
+    kind: np.ndarray,
+    names: list[str],
+    usual: np.ndarray,
+    tercile: np.ndarray,
+    edges: tuple[float, float],
+    column: str | None = None,
 ) -> Finding:
-    names = material.categories
+    """Kinds (P,) of the prompts `known`, of these names and usual shares, by tercile of length."""
     counts = np.zeros((len(names), 3))
-    np.add.at(counts, (category[known], tercile[known]), 1.0)
-    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0, keepdims=True) / counts.sum()
+    np.add.at(counts, (kind[known], tercile[known]), 1.0)
+    expected = usual[:, None] * counts.sum(axis=0, keepdims=True)
+    what = "category" if column is None else f"category, {column}" if " / " in names[0] else column
     judged = np.bincount(material.row_prompt[material.live], minlength=len(material.prompts))
     weights = np.zeros((len(names), 3))
     squares = np.zeros((len(names), 3))
-    np.add.at(weights, (category[known], tercile[known]), judged[known])
-    np.add.at(squares, (category[known], tercile[known]), judged[known].astype(float) ** 2)
+    np.add.at(weights, (kind[known], tercile[known]), judged[known])
+    np.add.at(squares, (kind[known], tercile[known]), judged[known].astype(float) ** 2)
     # With many cells some are thin by chance: asked is a chance below one in a hundred over all cells together.
     cells = int((expected >= 5).sum())
     thin = (poisson.cdf(counts, expected) * max(cells, 1) < 0.01) & (counts < expected / 4)
@@ -154,7 +182,7 @@ def _cells(
             "category": names[c], "length": LENGTHS[t], "prompts": int(counts[c, t]), "expected": float(expected[c, t]),
             "judgements": int(weights[c, t]), "effective": float(weights[c, t] ** 2 / max(squares[c, t], 1e-9)),
         }
-        for c in range(len(names)) for t in range(3) if counts[c].sum() > 0
+        for c in range(len(names)) for t in range(3) if usual[c] > 0
     ]  # fmt: skip
     named = [
         f"{names[c]}, {LENGTHS[t]} prompts ({int(counts[c, t])} where {expected[c, t]:.0f} would be usual)"
@@ -162,11 +190,11 @@ def _cells(
     ]
     share_thin = float(expected[thin].sum() / counts.sum())
     return Finding(
-        name="coverage/cells",
-        title="Cells that are empty or nearly so",
-        definition="Cells of category by length of the prompt (terciles) that hold less than a quarter of what "
-        "their category and length would give if they had nothing to do with each other, and that few "
-        "not by chance (Poisson, 1 % over all cells). The figure is the share of prompts expected there.",
+        name="coverage/cells" if column is None else f"coverage/cells:{column}",
+        title="Cells that are empty or nearly so" + ("" if column is None else f", by {column}"),
+        definition=f"Cells of {what} by length of the prompt (terciles) that hold less than a quarter of what "
+        "these would give if they had nothing to do with each other, and that few not by chance (Poisson, 1 % over all "
+        "cells). The figure is the share of prompts expected there.",
         figure=Interval(share_thin),
         unit="share",
         expected=0.0,
@@ -181,7 +209,7 @@ def _cells(
         verdict=f"{int(empty.sum())} of {cells} cells are empty and {int(thin.sum() - empty.sum())} thin: "
         f"{'; '.join(named[:4])}{' and more' if len(named) > 4 else ''}."
         if thin.any()
-        else f"None of {cells} cells of category by length is empty or thin.",
+        else f"None of {cells} cells of {what} by length is empty or thin.",
         remedy="Collect there, or do not claim to have trained for it.",
         facts={
             "cells": listed,

@@ -159,12 +159,13 @@ def between(figure: Interval, unit: str = "share") -> str:
 
 
 def by_cells(material: Material, above: np.ndarray, below: np.ndarray) -> dict[str, list[Cell]]:
-    """The ratio sum(above) / sum(below), (E,) each, within each category, annotator and source."""
+    """The ratio sum(above) / sum(below), (E,) each, within each category, annotator, source and value of the user's columns."""
     cells: dict[str, list[Cell]] = {}
     groups: list[tuple[str, list[str], list[np.ndarray]]] = [
         ("category", material.categories, [material.category]),
         ("annotator", material.annotators, [material.annotator]),
         ("source", material.sources, [material.source_a, material.source_b]),
+        *((name, values, [codes[material.row]]) for name, codes, values in material.columns),
     ]
     for kind, names, codes in groups:
         if len(names) < 2:

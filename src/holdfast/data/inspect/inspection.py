@@ -123,6 +123,7 @@ def inspect_dataset(
     seed: int = 0,
     times: int = 400,
     sample: int = 20_000,
+    columns: Sequence[str] = (),
     only: Iterable[str] | None = None,
     power: bool | int = False,
     progress: Callable[[str], None] | None = None,
@@ -132,7 +133,8 @@ def inspect_dataset(
     split: a folder with a split of it, to look for leaks across it. against: files or datasets that it must not
     overlap. target: prompts that the model is meant for. tokenizer: a tokenizer.json or a model's folder; max_length:
     tokens of prompt and response at which training will cut. seed: of the bootstrap, folds and samples; times:
-    resamples; sample: comparisons that fitted probes look at. only: names of detectors (default: all). power: plant
+    resamples; sample: comparisons that fitted probes look at. columns: of the judgements, or keys of what else their rows
+    said, to count by beside category, annotator and source. only: names of detectors (default: all). power: plant
     each fault in copies of the dataset (20 at each strength, or that many), to say what would have been found.
 
     The same dataset and options give the same findings. Raises DataError for what cannot be read and for an unknown
@@ -157,6 +159,7 @@ def inspect_dataset(
         seed=seed,
         times=times,
         sample=sample,
+        columns=columns,
     )
     findings, skipped = examine(looked_at, wanted, progress)
     options = {
@@ -169,6 +172,7 @@ def inspect_dataset(
         "times": times,
         "sample": sample,
         "detectors": wanted,
+        **({"columns": list(columns)} if columns else {}),
     }
     facts = {
         "prompts": ds.n_prompts,

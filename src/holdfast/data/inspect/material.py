@@ -25,6 +25,14 @@ from holdfast.data.views import comparisons
 from holdfast.errors import DataError
 
 BATCH = 2048  # texts held in memory at once
+COLUMNS = (
+    "kind",
+    "annotator",
+    "annotator_kind",
+    "rubric",
+    "category",
+    "licence",
+)  # that a user may count by, beside extras
 KEPT = 64 << 20  # characters up to which a table's texts are kept in memory once read
 
 
@@ -129,6 +137,7 @@ class Material:
     row_prompt: (J,) int32, row_category, row_annotator: (J,) int32 codes into `categories`, `annotators`.
     source_a, source_b: (E,) int32 codes into `sources`. first: (E,) int8, 1 where a was shown first, -1 where b was, 0
         where it is not known.
+    columns: further columns of the judgements that the user named: (name, (J,) int32 codes, the values they stand for).
     prompt_part: (P,) int8 code into `parts`: the side of the split each prompt's judgements are on.
     row_id: the digest of a judgement. against, target: what the user named to compare with.
     """
@@ -164,6 +173,7 @@ class Material:
     seed: int = 0
     times: int = 400  # resamples of a bootstrap
     sample: int = 20_000  # comparisons that a fitted probe looks at, in whole prompts
+    columns: tuple[tuple[str, np.ndarray, list[str]], ...] = ()
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -276,11 +286,13 @@ def material(
     seed: int = 0,
     times: int = 400,
     sample: int = 20_000,
+    columns: Sequence[str] = (),
 ) -> Material:
     """The material of a frozen dataset.
 
     split: a folder with a split of it. against: files or frozen datasets that it must not overlap. target: prompts that
-    the model is meant for. tokenizer: a tokenizer.json, or a model's folder. Raises DataError for what cannot be read.
+    the model is meant for. tokenizer: a tokenizer.json, or a model's folder. columns: further columns of the judgements,
+    or keys of what else their rows said, to count by. Raises DataError for what cannot be read.
     """
     view = comparisons(ds, np.arange(ds.n_judgements))
     table = ds.judgements
@@ -355,7 +367,24 @@ def material(
         seed=seed,
         times=times,
         sample=sample,
+        columns=tuple(_column(ds, name) for name in columns),
     )
+
+
+def _column(ds: Dataset, name: str) -> tuple[str, np.ndarray, list[str]]:
+    """A column that the user named: one of the judgements' own, or a key of `extra`."""
+    import orjson
+    import pyarrow as pa
+
+    if name in COLUMNS:
+        return (name, *_coded(ds.judgements[name]))
+    said = [None if e is None else orjson.loads(e) for e in ds.column("extra")]
+    keys = {k for e in said if isinstance(e, dict) for k in e}
+    if name not in keys:
+        raise DataError(f"no row of {ds.path} says {name!r}; there are: {', '.join([*COLUMNS, *sorted(keys)])}")
+    values = [e.get(name) if isinstance(e, dict) else None for e in said]
+    texts = [None if v is None else v if isinstance(v, str) else orjson.dumps(v).decode() for v in values]
+    return (name, *_coded(pa.array(texts, pa.string())))
 
 
 def _spread(keys: np.ndarray, rows: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -147,7 +147,7 @@ def measure(
     The same material and seed give the same figures. Nothing is read or written.
     """
     whole = len(looked_at.live)
-    base = smaller(looked_at, fault.most, seed, alone=fault.alone).edit(times=TIMES)
+    base = smaller(looked_at, fault.most, seed, alone=fault.alone).edit(times=TIMES, columns=())
     n = len(base.live)
     needs = [why for why in (_need(fault, base), fault.without(base)) if why]
     if needs:
