@@ -22,6 +22,24 @@ def q_star(mdp: TabularMDP) -> np.ndarray:
     return q
 
 
+def logged_q(log, policy: np.ndarray | None = None) -> np.ndarray:
+    """The best values, or a policy's, in the process that the log's own frequencies are."""
+    state, following = log.observations.argmax(1), np.roll(log.observations.argmax(1), -1)
+    ends = log.offsets[1:] - 1
+    following[ends] = log.last.argmax(1)
+    goes_on = np.ones(len(state))
+    goes_on[ends] = ~log.terminated
+    q = np.zeros((4, log.n_actions))
+    n = np.zeros_like(q)
+    np.add.at(n, (state, log.actions), 1)
+    for _ in range(300):
+        v = q.max(1) if policy is None else (policy * q).sum(1)
+        total = np.zeros_like(q)
+        np.add.at(total, (state, log.actions), log.rewards + DISCOUNT * goes_on * v[following])
+        q = total / n
+    return q
+
+
 def margin(mdp: TabularMDP) -> float:
     """The least gap between the best action's value and the next."""
     q = np.sort(q_star(mdp), axis=1)
@@ -50,6 +68,21 @@ def episodes(continuous: bool = False, n: int = 150, seed: int = 0):
     actions = np.where(log.actions == 1, size, -size).astype(np.float32)[:, None]
     return replace(
         log, actions=actions, n_actions=None, propensities=None, facts={"action_low": -1.0, "action_high": 1.0}
+    )
+
+
+def part(log, which):
+    """These episodes alone."""
+    rows = np.concatenate([np.arange(log.offsets[e], log.offsets[e + 1]) for e in which])
+    lengths = np.diff(log.offsets)[which]
+    return replace(
+        log,
+        observations=log.observations[rows],
+        actions=log.actions[rows],
+        rewards=log.rewards[rows],
+        propensities=None,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        **{name: getattr(log, name)[which] for name in ("last", "terminated", "truncated")},
     )
 
 

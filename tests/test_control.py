@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.ensemble import ExtraTreesRegressor
 
-from control_world import DISCOUNT, episodes, frozen, q_star, recipe, world
+from control_world import DISCOUNT, episodes, frozen, logged_q, part, q_star, recipe, world
 from holdfast import pipeline
 from holdfast.control import flow
 from holdfast.control.actors import Task
@@ -19,7 +19,7 @@ from holdfast.control.networks import Draw
 from holdfast.control.objective import ControlObjective
 from holdfast.control.policy import alone, build, load_algorithm, load_policy
 from holdfast.control.steps import PairData, Scale, StepData
-from holdfast.control.store import open_log
+from holdfast.control.store import open_log, split_episodes
 from holdfast.errors import DataError, HoldfastError, RecipeError
 from holdfast.proof import verify
 from holdfast.training.checkpoint import weights_digest
@@ -55,7 +55,7 @@ BEST = [
     ("bcq", "discrete", 30, {"tau": 0.05, "threshold": 0.1}),
     ("iql", "discrete", 60, {"tau": 0.05, "expectile": 0.9, "beta": 10.0}),
     ("cql", "continuous", 30, {"tau": 0.05, "alpha": 0.1, "samples": 4}),
-    ("bcq", "continuous", 40, {"tau": 0.05, "lam": 1.0, "samples": 4}),
+    ("bcq", "continuous", 100, {"tau": 0.05, "lam": 1.0, "samples": 4}),
     ("iql", "continuous", 60, {"tau": 0.05, "expectile": 0.9, "beta": 20.0}),
     ("cpl", "discrete", 20, {"lam": 1.0, "alpha": 1.0}),
     ("cpl", "continuous", 20, {"lam": 1.0, "alpha": 0.3}),
@@ -76,11 +76,32 @@ def test_the_best_policy_of_a_tabular_process(logs, tmp_path, kind, actions, ste
 
 
 @pytest.mark.slow
+def test_fitted_q_evaluation_is_the_policys_value(logs, tmp_path):
+    """Of a cloned policy, which is close to the even one that logged: against the exact value in the log's frequencies."""
+    pipeline.train(recipe(logs["discrete"], "bc", 10), tmp_path / "bc", quiet=True)
+    pi = load_policy(tmp_path / "bc").probs(np.eye(4, dtype=np.float32))
+    train = split_episodes(open_log(logs["discrete"]), 0.1, 0.0, 0)["train"]
+    q = logged_q(part(open_log(logs["discrete"]).episodes, train), pi)
+    control = {"reference": str(tmp_path / "bc")}
+    run = tmp_path / "fqe"
+    pipeline.train(recipe(logs["discrete"], "fqe", 60, control, tau=0.05), run, quiet=True)
+    found = load_algorithm(run)[0].q.all(torch.eye(4).unsqueeze(0))[0, 0].detach().numpy()
+    assert np.abs(found - q).max() < 0.15
+    log = open_log(logs["discrete"]).episodes
+    starts = log.observations[log.offsets[:-1]].argmax(1)
+    said = json.loads((run / "evaluations/held-out/metrics.json").read_text())["validation"]["value/start"]
+    assert said == pytest.approx(float((pi * q).sum(1)[starts].mean()), abs=0.15)
+    with pytest.raises(RecipeError, match="fqe evaluates a policy"):
+        pipeline.train(recipe(logs["discrete"], "fqe", 2), tmp_path / "no", quiet=True)
+
+
+@pytest.mark.slow
 def test_the_values_of_fitted_q_iteration_are_the_true_ones(logs, tmp_path):
     pipeline.train(recipe(logs["discrete"], "fqi_trees", 80, trees=5, leaf=1), tmp_path / "run", quiet=True)
     algorithm, _, _ = load_algorithm(tmp_path / "run")
     q = algorithm.all(torch.eye(4).unsqueeze(0))[0].numpy()
-    assert np.abs(q - q_star(world())).max() < 0.25  # the log's own frequencies stand for the true ones
+    train = split_episodes(open_log(logs["discrete"]), 0.1, 0.0, 0)["train"]
+    assert np.abs(q - logged_q(part(open_log(logs["discrete"]).episodes, train))).max() < 0.01
 
 
 def weights(log, tmp_path, kind, name="run", **said):
@@ -113,6 +134,9 @@ def objective(logs, kind, actions, seeds, **said):
     seen = replace(log.episodes, observations=log.episodes.observations + noise)
     steps = StepData(seen, Scale.of(seen, np.arange(len(noise)), False))
     algorithm = build(task, {"kind": kind, **said})
+    if kind == "fqe":
+        even = torch.full((1, 1, 3), 1 / 3)
+        algorithm.refer_to(lambda obs: even.expand(len(obs), obs.shape[1], -1), steps.following)
     data = steps if algorithm.reads == "steps" else PairData(steps, log.episodes, log.segments, False)
     return ControlObjective(algorithm, data, 50, False)
 
@@ -173,9 +197,11 @@ FAST = {("cql", "discrete"), ("iql", "continuous"), ("fqi_trees", "discrete"), (
     [pytest.param(*b, marks=() if b in FAST else pytest.mark.slow, id=i) for b, i in zip(BOTH, IDS, strict=True)],
 )
 def test_a_run_that_dies_goes_on_to_the_same_bytes(logs, tmp_path, monkeypatch, kind, actions):
-    said = recipe(
-        logs[actions], kind, 6, control={"replicas": 2, "bootstrap": kind != "fqi_trees"}, train={"eval_every": 3}
-    )
+    control = {"replicas": 2, "bootstrap": kind != "fqi_trees"}
+    if kind == "fqe":
+        control["reference"] = str(tmp_path / "policy")
+        pipeline.train(recipe(logs[actions], "bc", 2), tmp_path / "policy", quiet=True)
+    said = recipe(logs[actions], kind, 6, control=control, train={"eval_every": 3})
     pipeline.train(said, tmp_path / "whole", quiet=True)
     append = Ledger.append
 
@@ -308,8 +334,8 @@ def test_cpl_with_a_reference_starts_from_dpo_of_zero(logs, tmp_path):
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     entries, _ = read_ledger(run / "ledger.jsonl")
-    assert entries[0]["facts"]["reference"] == weights_digest(load_algorithm(bc)[0])
-    with pytest.raises(RecipeError, match="only cpl takes a log-ratio"):
+    assert entries[0]["facts"]["reference"] == weights_digest(load_algorithm(bc)[0].kept())
+    with pytest.raises(RecipeError, match="has no effect on this algorithm"):
         pipeline.train(recipe(logs["discrete"], "bc", 2, {"reference": str(bc)}), tmp_path / "no", quiet=True)
 
 

@@ -17,6 +17,7 @@ import torch
 from holdfast.control.actors import Task
 from holdfast.control.algorithms import find
 from holdfast.control.algorithms.base import Algorithm
+from holdfast.control.algorithms.discrete import FQE
 from holdfast.control.algorithms.preference import CPL, SegmentReward
 from holdfast.control.algorithms.shared import Actor
 from holdfast.control.algorithms.trees import TreeFQI, TreeObjective
@@ -92,13 +93,15 @@ def prepare(recipe: ControlRecipe) -> Prepared:
     algorithm = build(task, asked)
     facts: dict[str, Any] = {}
     if start is not None:
-        facts["start"] = weights_digest(start[0])
+        facts["start"] = weights_digest(start[0].kept())
         _begin_from(algorithm, start[0], str(control.start))
-    if reference is not None:
-        facts["reference"] = weights_digest(reference[0])
-        _refer_to(algorithm, reference, scale, str(control.reference))
-
     steps = StepData(episodes, scale)
+    if reference is not None:
+        facts["reference"] = weights_digest(reference[0].kept())
+        _refer_to(algorithm, reference, scale, steps, str(control.reference))
+    elif isinstance(algorithm, FQE):
+        raise RecipeError("fqe evaluates a policy: name its run in [control] reference")
+
     data: StepData | PairData = steps
     left_out: dict[str, int] = {}
     starts = None
@@ -164,20 +167,34 @@ def _begin_from(algorithm: Algorithm, start: Algorithm, where: str) -> None:
 
 
 def _refer_to(
-    algorithm: Algorithm, reference: tuple[Algorithm, Scale, dict[str, Any]], scale: Scale, where: str
+    algorithm: Algorithm, reference: tuple[Algorithm, Scale, dict[str, Any]], scale: Scale, steps: StepData, where: str
 ) -> None:
+    """Give the algorithm the policy that it is to be measured against, or is to measure."""
     other, its_scale, _ = reference
-    if not isinstance(algorithm, CPL):
-        raise RecipeError("[control] reference has no effect: only cpl takes a log-ratio; leave it out")
+    K = algorithm.task.members
+    if not algorithm.refers:
+        raise RecipeError(
+            "[control] reference has no effect on this algorithm: cpl takes a log-ratio to it, fqe evaluates it"
+        )
+    if other.task.members not in (1, K):
+        raise RecipeError(f"[control] reference = {where!r} has {other.task.members} members; it must have 1 or {K}")
+    if isinstance(algorithm, FQE):
+        if not other.acts:
+            raise RecipeError(f"[control] reference = {where!r} has no policy to evaluate")
+        mean, spread = (torch.from_numpy(x) for x in (scale.mean, scale.spread))
+        its_mean, its_spread = (torch.from_numpy(x) for x in (its_scale.mean, its_scale.spread))
+        algorithm.refer_to(
+            lambda obs: other.probs((obs[: other.task.members] * spread + mean - its_mean) / its_spread),
+            steps.following,
+        )
+        return
+    assert isinstance(algorithm, CPL)
     if not isinstance(other, Actor):
         raise RecipeError(f"[control] reference = {where!r} has no distribution over actions; take a run of bc or cpl")
     if its_scale.said() != scale.said():
         raise RecipeError(
             f"[control] reference = {where!r} reads observations in another scale; start from it too: start = {where!r}"
         )
-    K = algorithm.task.members
-    if other.task.members not in (1, K):
-        raise RecipeError(f"[control] reference = {where!r} has {other.task.members} members; it must have 1 or {K}")
     if other.task.members != K:
         wide = build(replace(other.task, seeds=other.task.seeds * K), {"kind": "bc"})
         wide.load_state_dict(
@@ -266,6 +283,9 @@ def evaluate(recipe: ControlRecipe, folder: Path, on: str | Path | None = None) 
     with deterministic(recipe.run):
         algorithm, scale, _ = load_algorithm(folder)
         log = open_log(recipe.data.dataset if on is None else on)
+        if recipe.control.reference is not None:
+            where = recipe.control.reference
+            _refer_to(algorithm, load_algorithm(where), scale, StepData(log.episodes, scale), where)
         split = recipe.data.split
         parts = {"all": np.arange(len(log), dtype=np.int64)}
         if on is None:

@@ -91,58 +91,59 @@ class MLP(nn.Module):
 
 
 class _Perceptron(torch.autograd.Function):
+    """Member by member, so that what a member computes is still in the cache when it is needed next."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         n = len(parameters) // 2
-        weights = parameters[:n]
-        h, inputs = _forward(x, weights, parameters[n:])
-        ctx.save_for_backward(*inputs, *weights)
-        ctx.n = n
-        return h
+        outputs, inputs = _forward(x, parameters[:n], parameters[n:])
+        ctx.save_for_backward(*parameters[:n], *(h for each in inputs for h in each))
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        n, saved = ctx.n, ctx.saved_tensors
-        inputs, weights = saved[:n], saved[n:]
+    def backward(ctx: Any, g_MBO: Tensor) -> tuple[Tensor | None, ...]:
+        n = (len(ctx.needs_input_grad) - 1) // 2
+        weights, saved = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         wants_x, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        to_w: list[Tensor | None] = [None] * n
-        to_b: list[Tensor | None] = [None] * n
-        for i in range(n - 1, -1, -1):
-            if i < n - 1:
-                g = torch.ops.aten.threshold_backward(g, inputs[i + 1], 0)
-            if wants_w:
-                to_w[i] = _product(g.mT, inputs[i].mT)
-                to_b[i] = g.sum(1, keepdim=True)
-            if i or wants_x:
-                g = _product(g, weights[i].mT)
-        return (g if wants_x else None, *to_w, *to_b)
+        to_x: list[Tensor] = []
+        to_w = [torch.empty_like(w) for w in weights] if wants_w else [None] * n
+        to_b = [w.new_empty(len(w), 1, w.shape[1]) for w in weights] if wants_w else [None] * n
+        for m in range(len(g_MBO)):
+            g, inputs = g_MBO[m], saved[m * n : (m + 1) * n]
+            for i in range(n - 1, -1, -1):
+                if i < n - 1:
+                    g = torch.ops.aten.threshold_backward(g, inputs[i + 1], 0)
+                w, b = to_w[i], to_b[i]
+                if w is not None and b is not None:
+                    if quicker(g.T, inputs[i].T):
+                        w[m].copy_(product(g.T, inputs[i].T))
+                    else:
+                        torch.mm(g.T, inputs[i], out=w[m])
+                    torch.sum(g, 0, keepdim=True, out=b[m])
+                if i:
+                    g = product(g, weights[i][m].T)
+                elif wants_x:
+                    to_x.append(g @ weights[0][m])
+        return (torch.stack(to_x) if wants_x else None, *to_w, *to_b)
 
 
-def _forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The outputs, and every layer's input."""
-    inputs = []
-    for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
-        inputs.append(x)
-        x = _affine(x, w, b)
-        if i < len(weights) - 1:
-            x = x.relu_()
-    return x, inputs
-
-
-def _affine(x_MBI: Tensor, w_MOI: Tensor, b_M1O: Tensor) -> Tensor:
-    if not torch.compiler.is_compiling() and quicker(x_MBI[0], w_MOI[0]):
-        return _product(x_MBI, w_MOI).add_(b_M1O)
-    return torch.baddbmm(b_M1O, x_MBI, w_MOI.mT)
-
-
-def _product(a_MRI: Tensor, b_MOI: Tensor) -> Tensor:
-    """a b^T for each member."""
-    if quicker(a_MRI[0], b_MOI[0]):
-        if len(a_MRI) == 1:
-            return product(a_MRI[0], b_MOI[0]).unsqueeze(0)
-        return torch.stack([product(a, b) for a, b in zip(a_MRI, b_MOI, strict=True)])
-    return torch.bmm(a_MRI, b_MOI.mT)
+def _forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, list[list[Tensor]]]:
+    """(M, B, O) the outputs; each member's inputs, layer by layer."""
+    outputs, inputs = [], []
+    for m in range(len(x)):
+        h, mine = x[m], []
+        for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+            mine.append(h)
+            if not torch.compiler.is_compiling() and quicker(h, w[m]):
+                h = product(h, w[m]).add_(b[m])
+            else:
+                h = torch.addmm(b[m], h, w[m].T)
+            if i < len(weights) - 1:
+                h = h.relu_()
+        inputs.append(mine)
+        outputs.append(h)
+    return torch.stack(outputs), inputs
 
 
 class Draw:

@@ -85,7 +85,7 @@ class ControlObjective:
                 right = ((algorithm.margin(batch) > 0) == (batch.p > 0.5)) & decided
                 sums["right"] = sums.get("right", 0.0) + float(right.sum()) / K
                 sums["decided"] = sums.get("decided", 0.0) + float(decided.sum()) / K
-            elif algorithm.task.n_actions is not None:
+            elif algorithm.task.n_actions is not None and algorithm.acts:
                 same = algorithm.probs(batch.obs).argmax(-1) == batch.action
                 sums["actions/agreement"] = sums.get("actions/agreement", 0.0) + float(same.sum()) / K
         n_right, n_decided = sums.pop("right", 0.0), sums.pop("decided", 0.0)
@@ -93,7 +93,7 @@ class ControlObjective:
         said["loss"] = sum(value for name, value in said.items() if name.startswith("loss/"))
         if n_decided:
             said["preference/accuracy"] = n_right / n_decided
-        if self.starts is not None and algorithm.acts:
+        if self.starts is not None:
             steps = self.data if isinstance(self.data, StepData) else self.data.steps
             at = steps.obs[torch.from_numpy(self.starts)].expand(K, -1, -1)
             value_KB = algorithm.value(at, Draw(self.seeds, -1))

@@ -105,12 +105,9 @@ class StepData:
 
     def batch(self, index_KB: Tensor) -> Batch:
         flat = index_KB.reshape(-1)
-        return Batch(
-            *(
-                x.index_select(0, flat).view(*index_KB.shape, *x.shape[1:])
-                for x in (self.obs, self.action, self.reward, self.following, self.terminated)
-            )
-        )
+        columns = (self.obs, self.action, self.reward, self.following, self.terminated)
+        looked_up = [x.index_select(0, flat).view(*index_KB.shape, *x.shape[1:]) for x in columns]
+        return Batch._make([*looked_up, index_KB])
 
 
 class PairData:

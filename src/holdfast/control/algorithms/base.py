@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     reward: Tensor  # (K, B)
     following: Tensor  # (K, B, d): the next observation, the true last one where the episode ends
     terminated: Tensor  # (K, B) 1.0 where the environment ended the episode with this step
+    place: Tensor  # (K, B) int64: which steps of the log
 
 
 class Pairs(NamedTuple):
@@ -51,6 +52,7 @@ class Algorithm(nn.Module):
     needs_reward: ClassVar[bool] = True
     acts: ClassVar[bool] = True  # has a policy (a reward model has none)
     greedy: ClassVar[bool] = False  # its policy is the best action, without a distribution
+    refers: ClassVar[bool] = False  # may be given another policy: [control] reference
 
     settings: dict[str, Any]  # the keyword arguments it was made with
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -142,3 +143,47 @@ class FQI(DQN):
         if update and update % self.every == 0:  # `after` has made the last regressor the target
             self.q.net.reset(self.task.seeds, update // self.every)
             optimiser.state.clear()
+
+
+@algorithm("fqe", ["discrete"], "1903.08738, algorithm 1")
+class FQE(DQN):
+    """Fitted Q-evaluation of the policy that [control] reference names: what its actions are worth, not the best ones'.
+
+    The expectation is over the policy itself. As it does not change, its probabilities are computed once for every step.
+    """
+
+    acts = False
+    refers = True
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        td: Literal["huber", "mse"] = "mse",
+        tau: float | None = None,
+        target_every: int | None = None,
+    ):
+        super().__init__(task, double=False, td=td, tau=tau, target_every=target_every)
+        self.next_probs_KTA: Tensor | None = None
+
+    @torch.no_grad()
+    def refer_to(self, probs: Callable[[Tensor], Tensor], following_Td: Tensor) -> None:
+        """probs: (K, B, d) observations in this algorithm's scale -> (K or 1, B, A)."""
+        self.policy = probs
+        parts = following_Td.split(8192)
+        self.next_probs_KTA = torch.cat([probs(x.expand(self.task.members, -1, -1)) for x in parts], 1)
+
+    def td_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert self.next_probs_KTA is not None
+        q_KBA = self.q.all(batch.obs)[:, 0]
+        with torch.no_grad():
+            K, T, A = self.next_probs_KTA.shape
+            member = torch.arange(self.task.members)[:, None] % K
+            probs_KBA = self.next_probs_KTA.view(K * T, A)[member * T + batch.place]
+            next_KB = (probs_KBA * self.q.all(batch.following, target=True)[:, 0]).sum(-1)
+        y_KB = td_target(batch.reward, batch.terminated, next_KB, self.discount)
+        chosen_KB = q_KBA.gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
+        return mean(td_error(chosen_KB, y_KB, how=self.td)), q_KBA
+
+    def value(self, obs_KBd: Tensor, draw: Draw) -> Tensor:
+        return (self.policy(obs_KBd) * self.q.all(obs_KBd)[:, 0]).sum(-1)

@@ -59,6 +59,7 @@ class CPL(Actor):
 
     reads = "judgements"
     needs_reward = False
+    refers = True
 
     def __init__(self, task: Task, *, alpha: Each = 0.1, lam: Each = 0.5, clone: float = 0.0):
         super().__init__(task)
