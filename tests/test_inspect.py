@@ -19,7 +19,7 @@ from holdfast.data.inspect.budget import read_budget
 from holdfast.data.inspect.inspection import inspect_dataset, read_inspection
 from holdfast.data.inspect.material import Texts
 from holdfast.data.inspect.near import SIMILAR, near, shingles
-from holdfast.data.inspect.stats import SignedAUC, davidson, dawid_skene, krippendorff
+from holdfast.data.inspect.stats import SignedAUC, TwoClassAUC, davidson, dawid_skene, krippendorff
 from holdfast.data.records import Judgement
 from holdfast.data.splits import make_split
 from holdfast.errors import DataError, RecipeError
@@ -211,6 +211,28 @@ def test_cells_by_a_column_of_the_users(tmp_path):
         inspect_dataset(ds, columns=["tongue"])
 
 
+def test_the_policys_own_samples_are_told_from_the_data(tmp_path):
+    draw = random.Random(5)
+    same, other = (
+        [{"prompt": j.prompt, "response": " ".join(draw.choices(vocabulary, k=15)) + "."} for j in clean()[: 3 * N : 3]]
+        for vocabulary in (WORDS, [w[::-1] for w in WORDS] + WORDS[:4])
+    )
+    for name, rows in (("same", same), ("other", other)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    ds, found = look(tmp_path, clean(), only=["samples"], samples=tmp_path / "same.jsonl")
+    near = found["samples/told-apart"]
+    assert near.figure.lo < 0.5 < near.figure.hi and not near.alarmed
+    found = inspect_dataset(ds, only=["samples"], samples=tmp_path / "other.jsonl", times=50)
+    far = found["samples/told-apart"]
+    assert far.alarmed and far.figure.lo > 0.99 and far.facts["responses that pass for the policy's"] < 0.02
+    assert set(far.facts["words of the policy"]) <= {w[::-1] for w in WORDS} and set(
+        far.facts["words of the data"]
+    ) <= {*WORDS}
+    (tmp_path / "none.jsonl").write_text('{"prompt": "x"}\n')
+    with pytest.raises(DataError, match="no rows with a prompt"):
+        inspect_dataset(ds, samples=tmp_path / "none.jsonl")
+
+
 def test_the_same_inspection_is_the_same_bytes_and_a_changed_one_is_refused(tmp_path):
     _, found = look(tmp_path, clean()[:300])
     ds, again = look(tmp_path, clean()[:300])
@@ -310,6 +332,12 @@ def test_auc_is_scikit_learns():
         sample_weight=np.r_[weight * p, weight * (1 - p), weight * (1 - p), weight * p],
     )
     assert SignedAUC(margin, p)(weight) == pytest.approx(oracle, abs=1e-12)
+
+
+def test_auc_of_two_classes_is_scikit_learns():
+    rng = np.random.default_rng(3)
+    margin, label, weight = rng.normal(size=90).round(1), rng.random(90) < 0.4, rng.integers(0, 3, 90).astype(float)
+    assert TwoClassAUC(margin, label)(weight) == pytest.approx(roc_auc_score(label, margin, sample_weight=weight))
 
 
 def test_alpha_of_krippendorffs_own_example():

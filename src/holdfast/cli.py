@@ -537,6 +537,9 @@ def inspect(
         list[Path] | None, typer.Option(help="An evaluation set that it must not overlap; may be given again.")
     ] = None,
     target: Annotated[Path | None, typer.Option(help="Prompts that the model is meant for.")] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="What the policy itself wrote, with columns prompt and response.")
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer.json or a model's folder, for lengths in tokens.")
     ] = None,
@@ -566,6 +569,7 @@ def inspect(
         tokenizer=tokenizer,
         max_length=max_length,
         columns=column or (),
+        samples=samples,
         only=only or None,
         power=power,
         seed=seed,

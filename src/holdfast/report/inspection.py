@@ -33,6 +33,7 @@ TITLES = {
     "position": "Position", "contradictions": "Contradictions", "cycles": "Cycles", "sources": "Sources", "agreement": "Agreement",
     "noise": "Label noise", "duplicates": "Duplicates", "leakage": "Leaks across the split", "against": "Evaluation sets",
     "coverage": "Coverage", "target": "Target prompts", "similarity": "How alike the two responses are",
+    "samples": "The policy's own samples",
 }  # fmt: skip
 KEY = (
     "length/longer-wins",

@@ -25,6 +25,7 @@ from holdfast.data.inspect import (  # isort: skip
     duplicates as duplicates,
     coverage as coverage,
     similarity as similarity,
+    samples as samples,
 )
 from holdfast.data.dataset import Dataset, canonical_json
 from holdfast.data.inspect.finding import DETECTORS, Finding, missing
@@ -124,6 +125,7 @@ def inspect_dataset(
     times: int = 400,
     sample: int = 20_000,
     columns: Sequence[str] = (),
+    samples: str | Path | None = None,
     only: Iterable[str] | None = None,
     power: bool | int = False,
     progress: Callable[[str], None] | None = None,
@@ -132,10 +134,11 @@ def inspect_dataset(
 
     split: a folder with a split of it, to look for leaks across it. against: files or datasets that it must not
     overlap. target: prompts that the model is meant for. tokenizer: a tokenizer.json or a model's folder; max_length:
-    tokens of prompt and response at which training will cut. seed: of the bootstrap, folds and samples; times:
-    resamples; sample: comparisons that fitted probes look at. columns: of the judgements, or keys of what else their rows
-    said, to count by beside category, annotator and source. only: names of detectors (default: all). power: plant
-    each fault in copies of the dataset (20 at each strength, or that many), to say what would have been found.
+    tokens of prompt and response at which training will cut. columns: of the judgements, or keys of what else their rows
+    said, to count by beside category, annotator and source. samples: a file of what the policy itself wrote. seed: of the
+    bootstrap, folds and samples; times: resamples; sample: comparisons that fitted probes look at. only: names of
+    detectors (default: all). power: plant each fault in copies of the dataset (20 at each strength, or that many), to say
+    what would have been found.
 
     The same dataset and options give the same findings. Raises DataError for what cannot be read and for an unknown
     detector.
@@ -160,6 +163,7 @@ def inspect_dataset(
         times=times,
         sample=sample,
         columns=columns,
+        samples=samples,
     )
     findings, skipped = examine(looked_at, wanted, progress)
     options = {
@@ -173,6 +177,7 @@ def inspect_dataset(
         "sample": sample,
         "detectors": wanted,
         **({"columns": list(columns)} if columns else {}),
+        **({"samples": looked_at.samples.name} if looked_at.samples else {}),
     }
     facts = {
         "prompts": ds.n_prompts,

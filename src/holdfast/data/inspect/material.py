@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.data.dataset import Dataset
-from holdfast.data.inspect.outside import Outside, read_outside
+from holdfast.data.inspect.outside import Outside, Samples, read_outside, read_samples
 from holdfast.data.inspect.stats import Resamples
 from holdfast.data.inspect.tokens import TokenCounter
 from holdfast.data.splits import load_split
@@ -139,7 +139,7 @@ class Material:
         where it is not known.
     columns: further columns of the judgements that the user named: (name, (J,) int32 codes, the values they stand for).
     prompt_part: (P,) int8 code into `parts`: the side of the split each prompt's judgements are on.
-    row_id: the digest of a judgement. against, target: what the user named to compare with.
+    row_id: the digest of a judgement. against, target, samples: what the user named to compare with.
     """
 
     prompts: Texts
@@ -168,6 +168,7 @@ class Material:
     left_out: int = 0
     against: tuple[Outside, ...] = ()
     target: Outside | None = None
+    samples: Samples | None = None
     tokenizer: TokenCounter | None = None
     max_length: int = 2048
     seed: int = 0
@@ -287,12 +288,13 @@ def material(
     times: int = 400,
     sample: int = 20_000,
     columns: Sequence[str] = (),
+    samples: str | Path | None = None,
 ) -> Material:
     """The material of a frozen dataset.
 
     split: a folder with a split of it. against: files or frozen datasets that it must not overlap. target: prompts that
     the model is meant for. tokenizer: a tokenizer.json, or a model's folder. columns: further columns of the judgements,
-    or keys of what else their rows said, to count by. Raises DataError for what cannot be read.
+    or keys of what else their rows said, to count by. samples: a file of what the policy itself wrote. Raises DataError for what cannot be read.
     """
     view = comparisons(ds, np.arange(ds.n_judgements))
     table = ds.judgements
@@ -333,8 +335,10 @@ def material(
             prompt_part[ds.prompt_of[rows]] = len(parts)
             parts.append(name)
     text = ds.kind == "text"
-    if not text and (against or target):
-        raise DataError(f"dataset {ds.path} holds segments of episodes; --against and --target compare texts")
+    if not text and (against or target or samples):
+        raise DataError(
+            f"dataset {ds.path} holds segments of episodes; --against, --target and --samples compare texts"
+        )
     return Material(
         prompts=Texts.of_dataset(ds, "prompts") if text else Texts.of([""] * ds.n_prompts),
         responses=Texts.of_dataset(ds, "responses") if text else Texts.of([""] * ds.n_responses),
@@ -368,6 +372,7 @@ def material(
         times=times,
         sample=sample,
         columns=tuple(_column(ds, name) for name in columns),
+        samples=None if samples is None else read_samples(samples),
     )
 
 

@@ -15,6 +15,7 @@ from holdfast.data.views import comparisons
 from holdfast.errors import DataError
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "input", "text", "messages")
+RESPONSE_COLUMNS = ("response", "completion", "output", "answer", "generation", "sample")
 CATEGORY_COLUMNS = ("category", "subset", "dataset", "cmp_key")
 
 
@@ -31,6 +32,34 @@ class Outside:
     chosen: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     categories: list[str | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a policy wrote: the file's name, and a prompt and a response for each sample."""
+
+    name: str
+    prompts: list[str]
+    responses: list[str]
+
+
+def read_samples(path: str | Path) -> Samples:
+    """Read a file with a column of prompts and one of responses (texts, or chat messages). DataError if there are none."""
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; name a file of the policy's samples, with columns prompt and response")
+    prompts, responses = [], []
+    for row in raw_rows(path):
+        asked = next((t for c in PROMPT_COLUMNS if row.get(c) and (t := plain_text(row[c]))), None)
+        said = next((t for c in RESPONSE_COLUMNS if row.get(c) and (t := plain_text(row[c]))), None)
+        if asked and said:
+            prompts.append(asked)
+            responses.append(said)
+    if not prompts:
+        raise DataError(
+            f"{path} has no rows with a prompt ({', '.join(PROMPT_COLUMNS)}) and a response ({', '.join(RESPONSE_COLUMNS)})"
+        )
+    return Samples(path.name, prompts, responses)
 
 
 def read_outside(path: str | Path) -> Outside:

@@ -126,6 +126,23 @@ class SignedAUC:
         return float(pos @ (np.cumsum(neg) - neg / 2)) / total
 
 
+class TwoClassAUC:
+    """Area under the ROC curve of a margin (E,) for a label (E,) bool, ties half; called with weights (E,)."""
+
+    def __init__(self, margin: np.ndarray, label: np.ndarray):
+        self.order = np.argsort(margin, kind="stable")
+        ranked = margin[self.order]
+        self.ends = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])
+        self.label = label[self.order]
+
+    def __call__(self, weight: np.ndarray) -> float | None:
+        w = weight[self.order]
+        pos = np.diff(np.r_[0.0, np.cumsum(w * self.label)[self.ends]])
+        neg = np.diff(np.r_[0.0, np.cumsum(w * ~self.label)[self.ends]])
+        total = float(pos.sum()) * float(neg.sum())
+        return float(pos @ (np.cumsum(neg) - neg / 2)) / total if total > 0 else None
+
+
 @dataclass(frozen=True)
 class Logistic:
     """A fitted logistic model: weights (D,), their cluster-robust standard errors (D,) where asked for."""
