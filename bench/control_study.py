@@ -20,7 +20,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,11 @@ import numpy as np
 
 from holdfast import pipeline
 from holdfast.control.collect import Behaviour, collect
-from holdfast.control.environments import make, scripted, space_of
 from holdfast.control.flow import relabel_log
 from holdfast.control.label import label
 from holdfast.control.policy import load_algorithm
 from holdfast.control.simulate import play
-from holdfast.control.store import Log, freeze_episodes, open_log, relabel
+from holdfast.control.store import Log, freeze_episodes, relabel
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent / "recipes"
@@ -89,22 +88,55 @@ NARROW = {
 KINDS: dict[str, dict[str, Any]] = {"bc": {}, "dqn": {}, "cql": {"alpha": 1.0}, "bcq": {}}
 
 
-def cell(name: str, compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """What `compute` gives, from its file where it was computed before."""
-    at = RESULTS / f"{name}.json"
-    if not at.exists():
+TITLES = {"bc": "cloning", "dqn": "double DQN", "cql": "CQL, alpha 1", "bcq": "BCQ, threshold 0.3"}
+ROWS = {
+    "bc": "cloning",
+    "true": "true reward",
+    "learnt": "learnt reward",
+    "zero": "zero",
+    "random": "random (an untrained network's)",
+    "shuffled": "shuffled",
+    "negated": "negated",
+}
+HEAD = """# Control: a study
+
+Made by `python bench/control_study.py page` from runs of the recipes in `recipes/control-*.toml`; no figure is typed. Returns are
+undiscounted means of 20 episodes for each seed, played after training and never learnt from. Seeds train side by side in one batched
+network (`[control] replicas`), each with the result it would have alone. Intervals are 95 % of a hierarchical bootstrap: datasets (the same
+for every row), then query draws within a dataset, then seeds within a draw. Of three datasets a bootstrap sees little: the figure of each
+dataset stands beside it."""
+NARROW_SAID = """\
+One scripted policy with epsilon .02 made the log, so it almost never shows what another action leads to. Hidden layers 64 x 64, batch 64,
+learning rate 1e-3, 10,000 updates, discount 0.99; 10 seeds x 3 datasets. Nothing but the algorithm differs."""
+PREFERENCE_SAID = """\
+Pendulum5-v1 logged by uniformly random torques, 20,000 steps; 500 judgements of pairs of 25 steps, by an annotator of temperature 10 who
+calls some even (nu 1.5); a reward by Bradley-Terry, an ensemble of five; the log relabelled with its mean; double DQN on that, with the
+same settings for every reward. Rewards of all rows are divided by their standard deviation and centred, as relabelling does (no episode
+terminates, so this changes no policy's rank). `random` is the reward of a network that was never trained, `shuffled` the true rewards dealt
+out over the steps anew.
+
+A reward counts as learnt only where a wrong one does not do: **the gate** asks that the true reward beat zero, random, shuffled and negated
+ones and cloning, with the whole interval above 0. CartPole, whose reward is the same at every step, is never used for preferences."""
+ROWS_SAID = """\
+The same rows on one fresh dataset each. What fails the gate is shown with its figures, and is used as evidence of nothing about learnt
+rewards."""
+FOOT = ""
+
+
+def cell(name: str, settings: dict[str, Any], compute: Callable[[Path], dict[str, Any]]) -> None:
+    """Keep what `compute` gives in a file, unless it is there from before, of the same settings."""
+    at, settings = RESULTS / f"{name}.json", json.loads(json.dumps(settings))
+    if not at.exists() or json.loads(at.read_text()).get("settings") != settings:
         began = time.perf_counter()
         work = Path(tempfile.mkdtemp(prefix="control-study-"))
         try:
             said = compute(work)
         finally:
             shutil.rmtree(work)
-        said = {**said, "seconds": round(time.perf_counter() - began, 1)}
+        said = {**said, "seconds": round(time.perf_counter() - began, 1), "settings": settings}
         RESULTS.mkdir(parents=True, exist_ok=True)
         at.write_text(json.dumps(said))
-        print(name, {k: np.round(v, 2) for k, v in said.items()}, flush=True)
-    found: dict[str, Any] = json.loads(at.read_text())
-    return found
+        print(name, {k: np.round(v, 2).tolist() for k, v in said.items() if k != "settings"}, flush=True)
 
 
 def learn(recipe: dict[str, Any], log: Path, seed: int, replicas: int, run: Path) -> None:
@@ -152,7 +184,8 @@ def narrow(datasets: Sequence[int], env_id: str, first: int = SETS["B"]) -> None
                 behaviour = log.facts["behaviours"][0]["return"]
                 return {"returns": returns(work / "run", env_id, seed), "behaviour": behaviour}
 
-            cell(f"narrow-{env_id}-{d}-{kind}", compute)
+            settings = {**base, "objective": {"kind": kind, **said}, "steps": NARROW[env_id], "seed": seed}
+            cell(f"narrow-{env_id}-{d}-{kind}", settings, compute)
 
 
 def rewards(task: Task, log: Log, seed: int) -> dict[str, np.ndarray]:
@@ -186,8 +219,9 @@ def rows(
     name: str, set_: str, datasets: Sequence[int], draws: Sequence[int], only: Sequence[str] | None = None
 ) -> None:
     """All rows of a task. The learnt reward: 500 queries of each draw, an ensemble of five, the recipe's own settings."""
-    task, base, judge = TASKS[name], read(TASKS[name].recipe), read("pendulum5-reward")
+    task, base, judging = TASKS[name], read(TASKS[name].recipe), read("pendulum5-reward")
     replicas = 1 if base["objective"]["kind"] == "fqi_trees" else 5
+    said = {"task": asdict(task), "recipe": base}
     for d in datasets:
         seed = SETS[set_] + 100 * d
 
@@ -222,7 +256,7 @@ def rows(
                 parent=log.root,
                 facts=log.facts,
             )
-            learn(judge, judged.path, seed + 10 * q + 5, 5, work / "reward")
+            learn(judging, judged.path, seed + 10 * q + 5, 5, work / "reward")
             said = json.loads((work / "reward/evaluations/held-out/metrics.json").read_text())["validation"]
             made = relabel_log(work / "reward", judged.path, work / "learnt")
             true = rewards(task, log, seed)["true"]
@@ -238,9 +272,138 @@ def rows(
 
         for r in ("bc", "true", *WRONG):
             if only is None or r in only:
-                cell(f"{name}-{set_}-{d}-{r}", lambda work, r=r, row=row: row(work, r))
+                cell(f"{name}-{set_}-{d}-{r}", {**said, "seed": seed}, lambda work, r=r, row=row: row(work, r))
         for q in draws if task.judged and (only is None or "learnt" in only) else ():
-            cell(f"{name}-{set_}-{d}-learnt-{q}", lambda work, q=q, learnt=learnt: learnt(work, q))
+            cell(
+                f"{name}-{set_}-{d}-learnt-{q}",
+                {**said, "judge": judging, "seed": seed + 10 * q},
+                lambda work, q=q, learnt=learnt: learnt(work, q),
+            )
+
+
+def found(name: str, set_: str) -> tuple[dict[str, np.ndarray], dict[str, list[float]], list[float]]:
+    """What was measured of a task: row -> (datasets, draws, seeds) mean returns, one draw where there is none; what
+    the learnt rewards are; what the logs' own policies earn."""
+    cells: dict[str, dict[int, list[Any]]] = {}
+    facts: dict[str, list[float]] = {}
+    behaviour = []
+    for at in sorted(RESULTS.glob(f"{name}-{set_}-*.json")):
+        d, row, *_ = at.stem.removeprefix(f"{name}-{set_}-").split("-")
+        said = json.loads(at.read_text())
+        cells.setdefault(row, {}).setdefault(int(d), []).append(said["returns"])
+        behaviour += [said["behaviour"]] if row == "true" else []
+        for fact in ("accuracy", "correlation", "agrees", "tied"):
+            facts.setdefault(fact, []).extend([said[fact]] if said.get(fact) is not None else [])
+    return {row: np.array([of[d] for d in sorted(of)]) for row, of in cells.items()}, facts, behaviour
+
+
+def judge(of: dict[str, np.ndarray], reps: int = 10000) -> dict[str, Any]:
+    """The gate (the true reward less the best of the wrong ones and cloning) and the learnt reward's share of the gap, with
+    95 % intervals: datasets are resampled, the same for every row, then draws within a dataset, then seeds within a draw."""
+    rng = np.random.default_rng(0)
+    n = len(of["true"])
+    names = [r for r in ("bc", "true", "learnt", *WRONG) if r in of]
+    means = np.empty((reps, len(names)))
+    for i in range(reps):
+        which = rng.integers(n, size=n)
+        for j, row in enumerate(names):
+            v = of[row][which]
+            D, Q, S = v.shape
+            v = v[np.arange(D)[:, None], rng.integers(Q, size=(D, Q))]
+            means[i, j] = np.take_along_axis(v, rng.integers(S, size=(D, Q, S)), 2).mean()
+    point = np.array([[of[row].mean() for row in names]])
+    said: dict[str, Any] = {}
+
+    def measure(m: np.ndarray) -> dict[str, np.ndarray]:
+        by = dict(zip(names, m.T, strict=True))
+        best = np.max([by[r] for r in WRONG if r in by], axis=0)
+        out = {"gate": by["true"] - np.maximum(best, by["bc"])}
+        if "learnt" in by:
+            out["share"] = (by["learnt"] - best) / (by["true"] - best)
+        return {**by, **out}
+
+    points = measure(point)
+    for what, values in measure(means).items():
+        said[what] = [float(points[what][0]), *np.quantile(values, [0.025, 0.975]).tolist()]
+    return said
+
+
+def page() -> None:
+    """docs/control-study.md, and the figures as one file."""
+
+    def row(*cells: Any) -> str:
+        return "| " + " | ".join(str(c) for c in cells) + " |"
+
+    def number(x: float) -> str:
+        return f"{x:,.1f}" if abs(x) < 100 else f"{x:,.0f}"
+
+    figures: dict[str, Any] = {"narrow": {}, "tasks": {}}
+    out = [HEAD, ""]
+    out += ["## Narrow data", "", NARROW_SAID, ""]
+    out += [
+        row("log", "behaviour", "learner", "mean of 3 x 10", "each dataset", "worst seed", "best seed"),
+        "|---|---|---|---|---|---|---|",
+    ]
+    for env_id, steps in NARROW.items():
+        for kind, title in TITLES.items():
+            cells = [json.loads(at.read_text()) for at in sorted(RESULTS.glob(f"narrow-{env_id}-*-{kind}.json"))]
+            if not cells:
+                continue
+            v = np.array([c["returns"] for c in cells])
+            value = float(np.mean([c["behaviour"] for c in cells]))
+            figures["narrow"].setdefault(env_id, {})[kind] = {"behaviour": value, "returns": v.tolist()}
+            each = ", ".join(number(x) for x in v.mean(1))
+            said = (f"{env_id}, {steps:,} steps", number(value)) if kind == "bc" else ("", "")
+            out.append(row(*said, title, number(v.mean()), each, number(v.min()), number(v.max())))
+    out += ["", "## A reward learnt from comparisons", "", PREFERENCE_SAID, ""]
+    for set_, title in (("A", "Set A: settings were chosen here"), ("B", "Set B: fresh datasets, draws and seeds")):
+        out += _task("pendulum5", set_, f"### {title}", figures)
+    out += ["## The other recipes", "", ROWS_SAID, ""]
+    for name, task in TASKS.items():
+        if name != "pendulum5":
+            out += _task(name, "B", f"### {task.env} (`recipes/control-{task.recipe}.toml`)", figures)
+    out.append(FOOT)
+    PAGE.write_text("\n".join(out).rstrip() + "\n")
+    (RESULTS.parent / "control-study.json").write_text(json.dumps(figures, indent=1))
+    print(PAGE)
+
+
+def _task(name: str, set_: str, title: str, figures: dict[str, Any]) -> list[str]:
+    of, facts, behaviour = found(name, set_)
+    if "true" not in of or "bc" not in of:
+        return []
+    said = judge(of)
+    figures["tasks"][f"{name}-{set_}"] = {**said, **facts, "behaviour": behaviour}
+    D, _, S = of["true"].shape
+    out = [title, "", "| row | mean return | 95 % interval | each dataset |", "|---|---|---|---|"]
+    out.append(f"| behaviour | {np.mean(behaviour):,.0f} | | {', '.join(f'{b:,.0f}' for b in behaviour)} |")
+    for r in ("bc", "true", "learnt", *WRONG):
+        if r in of:
+            mean, low, high = said[r]
+            each = ", ".join(f"{x:,.0f}" for x in of[r].mean((1, 2)))
+            out.append(f"| {ROWS[r]} | {mean:,.0f} | {low:,.0f} to {high:,.0f} | {each} |")
+    point, low, high = said["gate"]
+    word = "passes" if low > 0 else "fails, and is no evidence for or against a learnt reward"
+    out += [
+        "",
+        f"Gate: the true reward is {point:,.0f} ({low:,.0f} to {high:,.0f}) above the best of the others: the task {word}.",
+    ]
+    out[-1] += f" {D} dataset{'s' * (D > 1)} x {S} seed{'s' * (S > 1)}."
+    if "share" in said and low > 0:
+        point, low, high = (100 * x for x in said["share"])
+        Q = of["learnt"].shape[1]
+        out.append(
+            f"The learnt reward has **{point:.1f} %** ({low:.1f} to {high:.1f}) of the gap from the best wrong reward to the true one "
+            f"({D} x {Q} draws x {of['learnt'].shape[2]} seeds)."
+        )
+    if facts.get("accuracy"):
+        told = [f"held-out judgements predicted {np.mean(facts['accuracy']):.1%}"]
+        told += [f"annotator right {np.mean(facts['agrees']):.1%}, ties {np.mean(facts['tied']):.1%}"]
+        if facts["correlation"]:
+            c = facts["correlation"]
+            told += [f"correlation with the true reward, step by step, {np.mean(c):.3f} (least {min(c):.3f})"]
+        out.append("; ".join(told).capitalize() + ".")
+    return [*out, ""]
 
 
 def main() -> None:
@@ -257,6 +420,8 @@ def main() -> None:
             narrow(asked.datasets, env_id)
     elif asked.what == "preference":
         rows("pendulum5", asked.set, asked.datasets, asked.draws, asked.only)
+    elif asked.what == "page":
+        page()
     elif asked.what == "rows":
         for name in asked.task or [t for t in TASKS if t != "pendulum5"]:
             rows(name, asked.set, asked.datasets[:1], asked.draws[:1], asked.only)
