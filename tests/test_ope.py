@@ -480,6 +480,17 @@ def test_episodes_cut_before_the_horizon_are_said(world: dict[str, Any]) -> None
     assert abs(longer.values["wdr"].value - three) < 0.25 and longer.horizon == 3
 
 
+def test_two_episodes_and_wide_observations() -> None:
+    two = chain([[1, 2], [3]], [[0, 1], [1]], [True, False])
+    for form in ("linear", "tabular"):
+        found = evaluate_policy(Constant(0.5, 0.5), two, resamples=100, model=form)
+        assert all(np.isfinite(v.value) for v in found.values.values()) and found.support.verdict == "none"
+    wide = replace(two, observations=np.zeros((3, 2000), np.float32), last=np.zeros((2, 2000), np.float32))
+    with pytest.raises(OpeError, match="4,000 numbers are too many"):
+        evaluate_policy(Constant(0.5, 0.5), wide, model="linear")
+    assert evaluate_policy(Constant(0.5, 0.5), wide, estimators=["wis"]).model == "none"
+
+
 # Policies with numbers for actions.
 
 

@@ -287,8 +287,12 @@ class Linear:
 
     resamples = 200
 
-    def __init__(self, m: Material, ridge: float = 1e-4) -> None:
+    def __init__(self, m: Material, ridge: float = 1e-4, limit: int = 3000) -> None:
         self.m, self.ridge = m, ridge
+        if (numbers := m.observation_Nd.shape[1] * max(m.n_actions or 0, 1)) > limit:
+            raise OpeError(
+                f"{numbers:,} numbers are too many for the linear form ({limit:,}); use estimators without a model"
+            )
         steps = len(m.next_T)
         x = _standard(m.observation_Nd)
         if m.n_actions is not None:
@@ -309,7 +313,7 @@ class Linear:
 
     def gram(self, count_E: np.ndarray) -> np.ndarray:
         count_T, D = count_E[self.m.episode_T], self.phi_TD.shape[1]
-        ridge = self.ridge * count_T.sum() / max(self.m.n_actions or 1, 1)
+        ridge = self.ridge * max(count_T.sum(), 1.0) / max(self.m.n_actions or 1, 1)
         return np.asarray((self.phi_TD * count_T[:, None]).T @ self.phi_TD + ridge * np.eye(D))
 
     def fit(self, reward_T: np.ndarray, count_XE: np.ndarray, seed: int = 0) -> Fitted:

@@ -44,8 +44,11 @@ def policy_logp(policy: Any, episodes: Episodes) -> np.ndarray:
         if not hasattr(policy, "log_prob"):
             raise OpeError(f"{type(policy).__name__} has no log_prob(observations, actions): ask for estimators = fqe")
         logp = np.asarray(policy.log_prob(episodes.observations, episodes.actions), np.float64)
-        if logp.shape != episodes.actions.shape[:1] or np.isnan(logp).any():
-            raise OpeError(f"log_prob gave {logp.shape} or NaN for {len(episodes.actions)} steps; wanted one each")
+        if logp.shape != episodes.actions.shape[:1] or np.isnan(logp).any() or np.isposinf(logp).any():
+            raise OpeError(
+                f"log_prob gave {logp.shape}, or what is no density, for {len(episodes.actions)} steps; wanted one finite "
+                "number, or -inf, each"
+            )
         return logp
     probs = policy_probs(policy, episodes.observations, episodes.n_actions)
     with np.errstate(divide="ignore"):
