@@ -545,6 +545,9 @@ def inspect(
     ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens at which training will cut prompt and response.")] = 2048,
     only: Annotated[list[str] | None, typer.Option(help="A detector to run; may be given again.")] = None,
+    embedder: Annotated[
+        Path | None, typer.Option(help="A sentence-transformers folder, for meanings in place of words.")
+    ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(help="Count by this, too: licence, rubric, or a key of the rows; may be given again."),
@@ -560,12 +563,19 @@ def inspect(
     from holdfast.data.inspect.finding import between
     from holdfast.data.inspect.inspection import inspect_dataset
 
+    embed, named = None, None
+    if embedder is not None:
+        from holdfast.language.embedding import load_embedder
+
+        embed, named = load_embedder(embedder)
     ds = open_dataset(dataset)
     found = inspect_dataset(
         ds,
         split=split,
         against=against or (),
         target=target,
+        embed=embed,
+        embedder=named,
         tokenizer=tokenizer,
         max_length=max_length,
         columns=column or (),

@@ -51,7 +51,9 @@ def cluster_names(words: csr_array, cluster: np.ndarray, vocabulary: np.ndarray)
 
 
 def prompt_map(material: Material) -> Map | None:
-    """TF-IDF and a truncated SVD, then k-means, of the prompts and the target prompts together. None of fewer than 20."""
+    """TF-IDF and a truncated SVD (or the embedder given), then k-means, of the prompts and the target prompts together. None of
+    fewer than 20.
+    """
 
     def make(m: Material) -> Map | None:
         numbers = m.live_prompts
@@ -72,7 +74,10 @@ def prompt_map(material: Material) -> Map | None:
         n = min(TOPICS, min(words.shape) - 1)
         if n < 2:
             return None
-        placed = TruncatedSVD(n, n_iter=3, random_state=m.seed).fit_transform(words)
+        if m.embed is not None:
+            placed = np.concatenate([m.prompts.embedded(numbers, m.embed), *([m.embed(target)] if target else [])])
+        else:
+            placed = TruncatedSVD(n, n_iter=3, random_state=m.seed).fit_transform(words)
         placed /= np.maximum(np.linalg.norm(placed, axis=1, keepdims=True), 1e-9)
         k = int(np.clip(round(np.sqrt(len(texts) / 6)), 4, 24))
         cluster = KMeans(k, n_init=3, random_state=m.seed).fit_predict(placed)
@@ -82,6 +87,10 @@ def prompt_map(material: Material) -> Map | None:
         return Map(numbers, placed[m_], cluster[m_], names, placed[t_], cluster[t_], words, vocabulary)
 
     return material.compute("map", make)
+
+
+def _places(material: Material) -> str:
+    return "TF-IDF, truncated SVD" if material.embed is None else "the embedder given"
 
 
 def _lengths(material: Material) -> tuple[np.ndarray, tuple[float, float]]:
@@ -138,7 +147,7 @@ def coverage(material: Material) -> Iterator[Finding]:
     yield Finding(
         name="coverage/diversity",
         title="How many kinds of prompts",
-        definition=f"Vendi score of the prompts in {found.places.shape[1]} dimensions (TF-IDF, truncated SVD): the "
+        definition=f"Vendi score of the prompts in {found.places.shape[1]} dimensions ({_places(material)}): the "
         "effective number of unlike prompts, at most that many.",
         source="Friedman and Dieng, 2210.02410",
         figure=Interval(vendi),

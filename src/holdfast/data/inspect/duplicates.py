@@ -8,10 +8,12 @@ import numpy as np
 
 from holdfast.data.inspect.finding import Finding, Rows, detector, graded, share
 from holdfast.data.inspect.material import Material, Texts
-from holdfast.data.inspect.near import across, near_prompts, near_responses, ngrams, whole
+from holdfast.data.inspect.near import Near, across, near_prompts, near_responses, ngrams, whole
 from holdfast.data.inspect.outside import Outside
 from holdfast.data.inspect.stats import Interval, Resamples
 
+ALIKE = 0.9  # cosine from which two prompts mean the same
+MOST = 20_000  # prompts whose meanings are compared
 RUN = 13  # words in a row that a text must share with an evaluation set (Brown et al. 2020, appendix C)
 NEAR = "words and pairs of words, Jaccard similarity at least 0.7"
 
@@ -57,6 +59,7 @@ def duplicates(material: Material) -> Iterator[Finding]:
             "clusters": clusters,
         },
     )
+    yield from _semantic(material, near)
     near = near_responses(material)
     prompt = material.response_prompt
     within = prompt[near.one] == prompt[near.other]
@@ -121,6 +124,61 @@ def duplicates(material: Material) -> Iterator[Finding]:
         )
 
 
+def alike(material: Material) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(one, other, similarity), each (n,): pairs of prompts, up to MOST of them, whose vectors have a cosine of at least ALIKE."""
+
+    def find(m: Material) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        assert m.embed is not None
+        numbers = m.live_prompts
+        if len(numbers) > MOST:
+            numbers = np.sort(np.random.default_rng(m.seed).permutation(numbers)[:MOST])
+        vectors = m.prompts.embedded(numbers, m.embed)
+        pairs = []
+        for start in range(0, len(numbers), 1024):
+            close = vectors[start : start + 1024] @ vectors.T
+            i, j = np.nonzero(close >= ALIKE)
+            keep = i + start < j
+            pairs.append(np.stack([numbers[i[keep] + start], numbers[j[keep]], close[i[keep], j[keep]]], axis=1))
+        found = np.concatenate(pairs)
+        return found[:, 0].astype(np.int64), found[:, 1].astype(np.int64), found[:, 2]
+
+    return material.compute("alike", find)
+
+
+def _semantic(material: Material, near: Near) -> Iterator[Finding]:
+    """Prompts that mean the same in other words, where an embedder is given."""
+    if material.embed is None:
+        return
+    one, other, similarity = alike(material)
+    new = near.cluster[one] != near.cluster[other]
+    one, other, similarity = one[new], other[new], similarity[new]
+    live = np.zeros(len(material.prompts), bool)
+    live[material.live_prompts] = True
+    found = np.zeros(len(live), bool)
+    found[one] = found[other] = True
+    figure = _of_prompts(material, found, live)
+    value = figure.value or 0.0
+    rows, pair = material.asking(other)
+    yield Finding(
+        name="duplicates/semantic",
+        title="Prompts that mean the same in other words",
+        definition=f"Share of the prompts with another one whose vector, by the embedder given, has a cosine of at least {ALIKE} "
+        f"with theirs, near-duplicates in wording left out (up to {MOST:,} prompts, at random).",
+        source="Abbas et al., 2303.09540",
+        figure=figure,
+        unit="share",
+        expected=0.0,
+        alarm="note: any; warning: 10 % of the prompts or more. How near is too near hangs on the embedder: read some",
+        severity=graded(value, warning=0.1, serious=1.1, note=bool(value)),
+        verdict=f"{int(found.sum()):,} prompts ({share(value)}) have another of the same meaning, in {len(one):,} pairs."
+        if value
+        else "No prompt means the same as another, as far as the embedder can tell.",
+        remedy="Split so that these stay together, or keep one of each.",
+        rows=Rows.ranked(rows, similarity[pair], "cosine of the prompts", material.first_rows[one[pair]]),
+        facts={"pairs": len(one)},
+    )
+
+
 @detector("leakage", "text", "split")
 def leakage(material: Material) -> Iterator[Finding]:
     near = near_prompts(material)
@@ -159,6 +217,39 @@ def leakage(material: Material) -> Iterator[Finding]:
         remedy="Split by cluster of near-duplicates, or drop the held-out ones.",
         rows=Rows.ranked(rows, near_of[pair], "similarity of the prompts", source[pair]),
         facts={"pairs": int(cross.sum())},
+    )
+    if material.embed is None:
+        return
+    one, other, similarity = alike(material)
+    cross = (
+        inside[one]
+        & inside[other]
+        & ((part[one] == 0) != (part[other] == 0))
+        & (near.cluster[one] != near.cluster[other])
+    )
+    one, other, similarity = one[cross], other[cross], similarity[cross]
+    left, right = np.where(part[one] == 0, other, one), np.where(part[one] == 0, one, other)
+    leaked = np.zeros(len(part), bool)
+    leaked[left] = True
+    figure = _of_prompts(material, leaked, held)
+    value = figure.value or 0.0
+    rows, pair = material.asking(left)
+    yield Finding(
+        name="leakage/semantic",
+        title="Held-out prompts that mean the same as training prompts",
+        definition=f"Share of the prompts outside `{material.parts[0]}` with one in it whose vector, by the embedder given, has a "
+        f"cosine of at least {ALIKE} with theirs, near-duplicates in wording left out.",
+        source="Abbas et al., 2303.09540",
+        figure=figure,
+        unit="share",
+        expected=0.0,
+        alarm="note: any; warning: 5 % of the held-out prompts or more",
+        severity=graded(value, warning=0.05, serious=1.1, note=bool(value)),
+        verdict=f"{int(leaked.sum()):,} held-out prompts ({share(value)}) mean the same as a training prompt."
+        if value
+        else "No held-out prompt means the same as a training prompt, as far as the embedder can tell.",
+        remedy="Split by cluster of meaning, or read what is measured on them with care.",
+        rows=Rows.ranked(rows, similarity[pair], "cosine of the prompts", material.first_rows[right[pair]]),
     )
 
 

@@ -126,6 +126,8 @@ def inspect_dataset(
     sample: int = 20_000,
     columns: Sequence[str] = (),
     samples: str | Path | None = None,
+    embed: Callable[[Sequence[str]], np.ndarray] | None = None,
+    embedder: str | None = None,
     only: Iterable[str] | None = None,
     power: bool | int = False,
     progress: Callable[[str], None] | None = None,
@@ -135,10 +137,10 @@ def inspect_dataset(
     split: a folder with a split of it, to look for leaks across it. against: files or datasets that it must not
     overlap. target: prompts that the model is meant for. tokenizer: a tokenizer.json or a model's folder; max_length:
     tokens of prompt and response at which training will cut. columns: of the judgements, or keys of what else their rows
-    said, to count by beside category, annotator and source. samples: a file of what the policy itself wrote. seed: of the
-    bootstrap, folds and samples; times: resamples; sample: comparisons that fitted probes look at. only: names of
-    detectors (default: all). power: plant each fault in copies of the dataset (20 at each strength, or that many), to say
-    what would have been found.
+    said, to count by beside category, annotator and source. samples: a file of what the policy itself wrote. embed: texts
+    to (n, d) unit vectors, in place of TF-IDF; embedder: its name, for the record. seed: of the bootstrap, folds and
+    samples; times: resamples; sample: comparisons that fitted probes look at. only: names of detectors (default: all).
+    power: plant each fault in copies of the dataset (20 at each strength, or that many), to say what would have been found.
 
     The same dataset and options give the same findings. Raises DataError for what cannot be read and for an unknown
     detector.
@@ -164,6 +166,7 @@ def inspect_dataset(
         sample=sample,
         columns=columns,
         samples=samples,
+        embed=embed,
     )
     findings, skipped = examine(looked_at, wanted, progress)
     options = {
@@ -176,6 +179,7 @@ def inspect_dataset(
         "times": times,
         "sample": sample,
         "detectors": wanted,
+        **({"embedder": embedder or "unnamed"} if embed else {}),
         **({"columns": list(columns)} if columns else {}),
         **({"samples": looked_at.samples.name} if looked_at.samples else {}),
     }

@@ -118,6 +118,23 @@ class Texts:
             self._memo[key] = make()
         return self._memo[key]
 
+    def embedded(self, numbers: np.ndarray, embed: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
+        """(n, d) vectors of these texts, each text's computed once, also across copies."""
+        if self._base is not None:
+            at = self._at[numbers]
+            own = at < 0
+            base = self._base.embedded(at[~own], embed)
+            if not own.any():
+                return base
+            mine = embed([self._own[-1 - i] for i in at[own].tolist()])
+            out = np.empty((len(at), mine.shape[1]), np.float32)
+            out[~own], out[own] = base, mine
+            return out
+        known: dict[int, np.ndarray] = self.remember(("embedded", embed), dict)
+        for start, texts in self.batches(new := np.array([i for i in numbers.tolist() if i not in known], np.int64)):
+            known.update(zip(new[start : start + len(texts)].tolist(), embed(texts), strict=True))
+        return np.stack([known[i] for i in numbers.tolist()]) if len(numbers) else embed([])
+
     def copy(self, keep: np.ndarray, more: Sequence[str] = ()) -> Texts:
         """The texts at `keep`, in that order, and `more` behind them."""
         made = Texts(self._read, len(keep) + len(more))
@@ -139,7 +156,8 @@ class Material:
         where it is not known.
     columns: further columns of the judgements that the user named: (name, (J,) int32 codes, the values they stand for).
     prompt_part: (P,) int8 code into `parts`: the side of the split each prompt's judgements are on.
-    row_id: the digest of a judgement. against, target, samples: what the user named to compare with.
+    row_id: the digest of a judgement. against, target, samples: what the user named to compare
+        with. embed: texts to (n, d) unit vectors, in place of words.
     """
 
     prompts: Texts
@@ -169,6 +187,7 @@ class Material:
     against: tuple[Outside, ...] = ()
     target: Outside | None = None
     samples: Samples | None = None
+    embed: Callable[[Sequence[str]], np.ndarray] | None = None
     tokenizer: TokenCounter | None = None
     max_length: int = 2048
     seed: int = 0
@@ -289,12 +308,14 @@ def material(
     sample: int = 20_000,
     columns: Sequence[str] = (),
     samples: str | Path | None = None,
+    embed: Callable[[Sequence[str]], np.ndarray] | None = None,
 ) -> Material:
     """The material of a frozen dataset.
 
     split: a folder with a split of it. against: files or frozen datasets that it must not overlap. target: prompts that
     the model is meant for. tokenizer: a tokenizer.json, or a model's folder. columns: further columns of the judgements,
-    or keys of what else their rows said, to count by. samples: a file of what the policy itself wrote. Raises DataError for what cannot be read.
+    or keys of what else their rows said, to count by. samples: a file of what the policy itself wrote. embed:
+    a function from texts to (n, d) unit vectors, in place of TF-IDF. Raises DataError for what cannot be read.
     """
     view = comparisons(ds, np.arange(ds.n_judgements))
     table = ds.judgements
@@ -373,6 +394,7 @@ def material(
         sample=sample,
         columns=tuple(_column(ds, name) for name in columns),
         samples=None if samples is None else read_samples(samples),
+        embed=embed,
     )
 
 

@@ -59,9 +59,19 @@ def words(material: Material) -> Words | None:
 
 
 def topics(material: Material) -> np.ndarray:
-    """(S, 64) differences of the responses' coordinates in a truncated SVD of TF-IDF: words, not labels, decide it."""
+    """(S, 64) differences of the responses' coordinates in a truncated SVD of TF-IDF (or of the embedder's vectors): texts, not
+    labels, decide it.
+    """
 
     def make(m: Material) -> np.ndarray:
+        if m.embed is not None:
+            at = m.sampled
+            used, places = np.unique(np.concatenate([m.a[at], m.b[at]]), return_inverse=True)
+            vectors = m.responses.embedded(used.astype(np.int64), m.embed)
+            n = min(TOPICS, min(vectors.shape) - 1)
+            if n > 0:
+                vectors = TruncatedSVD(n, algorithm="randomized", n_iter=3, random_state=0).fit_transform(vectors)
+            return vectors[places[: len(at)]] - vectors[places[len(at) :]]
         found = words(m)
         if found is None or min(found.matrix.shape) < 3:
             return np.zeros((len(m.sampled), 0))
