@@ -400,6 +400,7 @@ def test_no_support() -> None:
     assert found.values["is"].intervals["student"] == (-np.inf, np.inf) and np.isnan(found.values["wis"].value)
     assert found.reach is not None and found.reach.verdict == "none" and "nobody did 100.0%" in found.reach.why
     assert orjson.loads(orjson.dumps(found.as_json()))["values"]["wis"]["value"] is None
+    assert any("this log cannot say" in note for note in found.notes)
 
 
 def test_one_weight_has_it_all() -> None:

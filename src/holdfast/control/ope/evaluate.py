@@ -141,8 +141,9 @@ def evaluate_policy(
         notes.append(f"{mu.how}: weights are right only as far as it is; exact intervals are not given")
     if cut_E.any():
         notes.append(
-            f"{int(cut_E.sum())} of {n} episodes were cut before the horizon of {horizon}: is, wis, pdis and wpdis "
-            "count nothing after the cut, the others take the model's word for it; exact intervals are not given"
+            f"{int(cut_E.sum())} of {n} episodes were cut before the horizon of {horizon}: is, wis, pdis, wpdis and the "
+            "behaviour's value count nothing after the cut, the others take the model's word for it; exact intervals are "
+            "not given"
         )
     if not dense and set(names) != {"fqe"}:
         raise OpeError(f"{type(policy).__name__} has no density at logged actions (log_prob): ask for fqe alone")
@@ -166,6 +167,8 @@ def evaluate_policy(
         )
     elif of_weights.verdict == "none":
         notes.append(f"the weights do not reach, and the headline, {headline}, needs them: ask for fqe")
+    if headline == "fqe" and of_model is not None and of_model.verdict == "none":
+        notes.append("the model does not reach either: this log cannot say what the policy is worth")
 
     def value(name: str, e: _Estimate) -> Value:
         se = None
