@@ -156,6 +156,7 @@ def _train_control(recipe: ControlRecipe, folder: Path, quiet: bool, allow_envir
     done = flow.train(prepared, folder, quiet, allow_environment_change)
     if done.stopped != "interrupted" and not (folder / "evaluations" / HELD_OUT / "metrics.json").exists():
         evaluate(folder)
+        write_report(folder)
         track(folder, recipe.track.to)
     return Run(folder, done.steps, done.ledger_head, done.weights_digest, done.stopped)
 

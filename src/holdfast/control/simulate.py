@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,19 +31,39 @@ def fits(task: Task, env_id: str, env: Any) -> None:
         raise EpisodesError(f"{env_id} has {said(*there)}; the policy learnt on {mine}")
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Rollout:
+    """One episode played."""
+
+    observations: np.ndarray  # (T, d) float32: what was seen before each action
+    actions: np.ndarray  # (T,) int64, or (T, A) float32
+    rewards: np.ndarray  # (T,) float64
+    seed: int  # of the environment's reset
+
+
 def play(algorithm: Algorithm, scale: Scale, env_id: str, episodes: int, seed: int) -> np.ndarray:
     """(K, episodes) float64: undiscounted returns of each member's best actions. All members play the same starts.
 
     Raises `EpisodesError` where the environment cannot be made, or is another task than the policy's.
     """
+    return np.array(
+        [[played.rewards.cumsum()[-1] for played in row] for row in rollouts(algorithm, scale, env_id, episodes, seed)]
+    )
+
+
+@torch.no_grad()
+def rollouts(algorithm: Algorithm, scale: Scale, env_id: str, episodes: int, seed: int) -> list[list[Rollout]]:
+    """The episodes that `play` sums up: a list for each member."""
     K = algorithm.task.members
     envs = [[make(env_id) for _ in range(episodes)] for _ in range(K)]
     fits(algorithm.task, env_id, envs[0][0])
     starts = [derive(seed, "play", e) % 2**31 for e in range(episodes)]
     obs = np.stack([[env.reset(seed=s)[0] for env, s in zip(row, starts, strict=True)] for row in envs])
     obs = obs.astype(np.float32)
-    returns, live = np.zeros((K, episodes)), np.ones((K, episodes), bool)
+    seen_KE: list[list[list[np.ndarray]]] = [[[] for _ in range(episodes)] for _ in range(K)]
+    done_KE: list[list[list[Any]]] = [[[] for _ in range(episodes)] for _ in range(K)]
+    reward_KE: list[list[list[float]]] = [[[] for _ in range(episodes)] for _ in range(K)]
+    live = np.ones((K, episodes), bool)
     still = Still(algorithm.task.seeds)
     while live.any():
         seen = torch.from_numpy(scale.observations(obs))
@@ -52,10 +73,18 @@ def play(algorithm: Algorithm, scale: Scale, env_id: str, episodes: int, seed: i
             actions = scale.to_task(algorithm.mode(seen, still).numpy())
         for k, e in np.argwhere(live):
             action = int(actions[k, e]) if algorithm.task.n_actions is not None else actions[k, e]
+            seen_KE[k][e].append(obs[k, e].copy())
+            done_KE[k][e].append(action)
             obs[k, e], reward, terminated, truncated, _ = envs[k][e].step(action)
-            returns[k, e] += float(reward)
+            reward_KE[k][e].append(float(reward))
             live[k, e] = not (terminated or truncated)
     for row in envs:
         for env in row:
             env.close()
-    return returns
+    return [
+        [
+            Rollout(np.stack(seen_KE[k][e]), np.array(done_KE[k][e]), np.array(reward_KE[k][e]), starts[e])
+            for e in range(episodes)
+        ]
+        for k in range(K)
+    ]

@@ -39,13 +39,18 @@ document.querySelectorAll("button[data-copy]").forEach(b => b.addEventListener("
 
 def write_report(run_folder: str | Path) -> Path:
     """Read the run folder (nothing else but the frozen dataset its recipe names) and write `report.html` into it;
-    returns its path.
+    returns its path. A control run has a page of its own: `report.control`.
 
     Works on whatever is there: an interrupted or never evaluated run has a shorter page. Raises HoldfastError where the
     folder is no run. The same folder gives the same bytes.
     """
     run = read_run(run_folder)
-    page = render(run)
+    if "control" in run.recipe:
+        from holdfast.report.control import render as render_control
+
+        page = render_control(run)
+    else:
+        page = render(run)
     path = run.folder / "report.html"
     aside = path.with_name("report.html.tmp")
     with aside.open("w", encoding="utf-8", newline="\n") as file:

@@ -9,7 +9,7 @@ through markupsafe, hence escaped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -21,7 +21,7 @@ MOST_HOVERS = 100
 @dataclass(frozen=True)
 class Line:
     """One line of a chart. `css` picks colour and dash; a `faint` one is drawn behind, without a place in the
-    legend.
+    legend. `lo` and `hi`, where they are given, are a band around it.
     """
 
     name: str
@@ -29,6 +29,8 @@ class Line:
     y: Sequence[float]
     css: str
     faint: bool = False
+    lo: Sequence[float] = ()
+    hi: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Mark:
     hi: float | None
     css: str
     shape: str = "circle"
+    points: Sequence[float] = ()  # what the value sums up, drawn behind it
 
 
 def markup(template: str, *values: object, **named: object) -> Markup:
@@ -92,7 +95,9 @@ def lines(
 ) -> Markup:
     """A line chart over steps. `marks` are vertical lines with a word; `zero` is a level drawn as a reference."""
     series = [_thin(s) for s in series if len(s.x)]
-    values = [y for s in series for y in s.y if math.isfinite(y)] + ([zero] if zero is not None else [])
+    values = [y for s in series for y in (*s.y, *s.lo, *s.hi) if math.isfinite(y)] + (
+        [zero] if zero is not None else []
+    )
     if not values:
         return Markup("")
     lo, hi = min(values), max(values)
@@ -120,6 +125,12 @@ def lines(
             )
         )  # fmt: skip
     paths = []
+    for s in series:
+        edge = [(x, y) for x, y in zip(s.x, s.hi, strict=False) if math.isfinite(y)]
+        edge += [(x, y) for x, y in zip(s.x, s.lo, strict=False) if math.isfinite(y)][::-1]
+        if edge:
+            d = "L".join(f"{px(x):g} {py(y):g}" for x, y in edge)
+            paths.append(markup('<path class="band {}" d="M{}Z"/>', s.css, d))
     for s in sorted(series, key=lambda s: not s.faint):
         steps, pen = [], "M"
         for x, y in zip(s.x, s.y, strict=True):
@@ -155,7 +166,8 @@ def lines(
         for s in told:
             near = min(range(len(s.x)), key=lambda k: abs(s.x[k] - x))
             if abs(s.x[near] - x) <= (right - left) / 50:
-                says.append(f"{s.name}: {number(s.y[near], 4)}")
+                band = f" ({number(s.lo[near], 4)} to {number(s.hi[near], 4)})" if s.lo else ""
+                says.append(f"{s.name}: {number(s.y[near], 4)}{band}")
         drawn.append(
             markup(
                 '<rect class="hover" x="{:.2f}%" width="{:.2f}%" y="0" height="100%"><title>{}</title></rect>',
@@ -187,14 +199,53 @@ def intervals(title: str, rows: Sequence[tuple[str, str, Sequence[Mark]]], *, ch
     hi = min(1.0, math.ceil(10 * (max(every) + 0.005)) / 10)
     hi = hi if hi > lo else lo + 0.1
 
+    at = (chance, "chance: 50 %") if chance is not None else None
+    return _blocks(title, rows, lo, hi, _share, lambda lo, hi: f"{100 * lo:.0f}–{100 * hi:.0f}", _hundredths, at)
+
+
+def values(
+    title: str, rows: Sequence[tuple[str, str, Sequence[Mark]]], *, level: tuple[float, str] | None = None
+) -> Markup:
+    """Values of any size with their intervals, as `intervals` draws shares. An interval many times as wide as the values
+    lie apart runs off the edge; its ends are in words. level: a reference, and what it is.
+    """
+    marks = [m for _, _, found in rows for m in found if m.value is not None]
+    core = [v for m in marks for v in (m.value, *m.points) if v is not None and math.isfinite(v)]
+    core += [level[0]] if level is not None else []
+    if not marks or not core:
+        return Markup("")
+    lo, hi = min(core), max(core)
+    most = 1.5 * ((hi - lo) or 0.25 * abs(hi) or 1.0)
+    ends = [e for m in marks for e in (m.lo, m.hi) if e is not None and math.isfinite(e)]
+    lo, hi = max(min([lo, *ends]), lo - most), min(max([hi, *ends]), hi + most)
+    pad = 0.04 * (hi - lo) or 0.1 * abs(hi) or 1.0
+    return _blocks(
+        title, rows, lo - pad, hi + pad, number, lambda lo, hi: f"{number(lo)} … {number(hi)}", tick_text, level
+    )
+
+
+def _hundredths(values: Sequence[float]) -> list[str]:
+    return [f"{100 * t:.0f} %" for t in values]
+
+
+def _blocks(
+    title: str,
+    rows: Sequence[tuple[str, str, Sequence[Mark]]],
+    lo: float,
+    hi: float,
+    say: Callable[[float | None], str],
+    say_range: Callable[[float, float], str],
+    say_ticks: Callable[[Sequence[float]], list[str]],
+    level: tuple[float, str] | None,
+) -> Markup:
     def px(x: float) -> float:
-        return round(100 * (x - lo) / (hi - lo), 2)
+        return round(min(100.0, max(0.0, 100 * (x - lo) / (hi - lo))), 2)
 
     shown = ticks(lo, hi, 4)
     grid = joined(markup('<line class="grid" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>', px(t)) for t in shown)
-    if chance is not None and lo < chance < hi:
+    if level is not None and lo < level[0] < hi:
         grid += markup(
-            '<line class="level" x1="{0}%" x2="{0}%" y1="0" y2="100%"><title>chance: 50 %</title></line>', px(chance)
+            '<line class="level" x1="{0}%" x2="{0}%" y1="0" y2="100%"><title>{1}</title></line>', px(level[0]), level[1]
         )
     blocks: list[Markup] = []
     for label, small, marks in rows:
@@ -202,9 +253,11 @@ def intervals(title: str, rows: Sequence[tuple[str, str, Sequence[Mark]]], *, ch
         drawn = [grid]
         for i, m in enumerate(marks):
             y = 10 + 15 * i
-            says = f"{label} · {m.name}: {_share(m.value)}" + (
-                f" ({_share(m.lo)} to {_share(m.hi)})" if m.lo is not None else ""
+            says = f"{label} · {m.name}: {say(m.value)}" + (
+                f" ({say(m.lo)} to {say(m.hi)})" if m.lo is not None else ""
             )
+            for point in m.points:
+                drawn.append(markup('<circle class="point {}" cx="{}%" cy="{}" r="3"/>', m.css, px(point), y))
             whisker = Markup("")
             if m.lo is not None and m.hi is not None:
                 whisker = markup(
@@ -214,9 +267,9 @@ def intervals(title: str, rows: Sequence[tuple[str, str, Sequence[Mark]]], *, ch
             drawn.append(markup("<g>{}{}<title>{}</title></g>", whisker, shape, says))
         value = Markup("")
         if marks:
-            value = markup("<b>{}</b>", _share(marks[0].value))
+            value = markup("<b>{}</b>", say(marks[0].value))
             if marks[0].lo is not None:
-                value += markup(" <span>{:.0f}–{:.0f}</span>", 100 * marks[0].lo, 100 * (marks[0].hi or 0))
+                value += markup(" <span>{}</span>", say_range(marks[0].lo, marks[0].hi or 0))
         blocks.append(
             markup(
                 '<div class="iv"><div class="iv-label">{} <small>{}</small></div>'
@@ -230,7 +283,7 @@ def intervals(title: str, rows: Sequence[tuple[str, str, Sequence[Mark]]], *, ch
                 value,
             )
         )
-    words = [(px(t), "end" if px(t) > 97 else "middle", f"{100 * t:.0f} %") for t in shown]
+    words = [(px(t), "end" if px(t) > 97 else "middle", w) for t, w in zip(shown, say_ticks(shown), strict=True)]
     axis = joined(markup('<text x="{}%" y="12" text-anchor="{}">{}</text>', *word) for word in words)
     blocks.append(
         markup(
@@ -359,9 +412,11 @@ def _thin(s: Line) -> Line:
     size = math.ceil(len(s.x) / MOST_POINTS)
     if size <= 1:
         return s
-    x = [sum(s.x[i : i + size]) / len(s.x[i : i + size]) for i in range(0, len(s.x), size)]
-    y = [sum(s.y[i : i + size]) / len(s.y[i : i + size]) for i in range(0, len(s.y), size)]
-    return Line(s.name, [round(v) for v in x], y, s.css, s.faint)
+
+    def means(values: Sequence[float]) -> list[float]:
+        return [sum(values[i : i + size]) / len(values[i : i + size]) for i in range(0, len(values), size)]
+
+    return Line(s.name, [round(v) for v in means(s.x)], means(s.y), s.css, s.faint, means(s.lo), means(s.hi))
 
 
 def _frame(

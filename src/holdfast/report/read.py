@@ -185,7 +185,8 @@ def read_run(folder: str | Path) -> RunData:
             run.tokens += int(_number(line.get("tokens")) or 0)
     run.left_out = list(_json_lines(run, "left_out.jsonl"))
 
-    for place in sorted((folder / "evaluations").glob("*/")):
+    control = "control" in run.recipe  # its evaluations and its log are others: report.control reads them
+    for place in [] if control else sorted((folder / "evaluations").glob("*/")):
         try:
             run.evaluations.append(read_evaluation(place))
         except (HoldfastError, KeyError, TypeError) as problem:
@@ -195,7 +196,7 @@ def read_run(folder: str | Path) -> RunData:
             run.gold = orjson.loads((folder / "gold.json").read_bytes())
         except (OSError, orjson.JSONDecodeError) as problem:
             run.unreadable.append(f"gold.json: {problem}")
-    run.dataset = _dataset_facts(run)
+    run.dataset = {} if control else _dataset_facts(run)
     if (folder / "base" / "recipe.toml").exists() or (folder / "base" / "ledger.jsonl").exists():
         run.base = read_run(folder / "base")
     return run
