@@ -259,6 +259,14 @@ def test_a_pair_that_nobody_logged_takes_the_mean_of_those_that_were() -> None:
     assert float(v[0]) == pytest.approx((2 * 2.0 + 1.0) / 3)
 
 
+def test_a_model_of_one_s_own(world: dict[str, Any]) -> None:
+    own = evaluate_policy(world["near"], world["log"], resamples=100, model=lambda m: fqe.Linear(m, ridge=1e-10))
+    table = evaluate_policy(world["near"], world["log"], resamples=100, model="tabular")
+    assert own.values["dr"].value == pytest.approx(table.values["dr"].value, rel=1e-5) and own.model.startswith(
+        "linear"
+    )
+
+
 # Reductions and unbiasedness.
 
 

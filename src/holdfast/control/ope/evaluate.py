@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,7 +81,7 @@ def evaluate_policy(
     discount: float = 1.0,
     horizon: int | None = None,
     estimators: Sequence[str] | None = None,
-    model: str = "auto",
+    model: str | Callable[[fqe.Material], fqe.Model] = "auto",
     propensities: str = "auto",
     return_range: Interval | None = None,
     cap: float | None = None,
@@ -97,7 +97,8 @@ def evaluate_policy(
     of steps that the value is of; by default those of the longest episode. `return_range` is the least and the most
     that an episode's discounted return can be, known and not looked up in the log: with it "is" has the intervals
     "hoeffding" and "bernstein", whose weights are cut at `cap`. `estimators`: of `ESTIMATORS`, by default all that the
-    policy allows. `model`: auto, tabular or linear. `propensities`: auto, logged or estimated. The same seed gives the
+    policy allows. `model`: auto, tabular, linear, or a function that makes a `fqe.Model` of a
+    `fqe.Material`. `propensities`: auto, logged or estimated. The same seed gives the
     same figures.
 
     Raises `OpeError` for what these episodes cannot answer. Policies learned on the same episodes look better than they
@@ -270,7 +271,7 @@ class _Job:
     horizon: int
     discount: float
     behaviour_T: np.ndarray  # log-probabilities
-    form: str
+    form: str | Callable[[fqe.Material], fqe.Model]
     resamples: int | None
     folds: int
     seed: int

@@ -12,6 +12,7 @@ steps', then the episodes' last. Step T and observation N stand for "beyond the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -337,9 +338,11 @@ class Linear:
 FORMS: dict[str, type] = {"tabular": Tabular, "linear": Linear}
 
 
-def make(form: str, m: Material) -> Model:
-    """The form of that name. "auto": a table where there are discrete actions and at least 20 steps for each distinct
+def make(form: str | Callable[[Material], Model], m: Material) -> Model:
+    """The form of that name, or one of the user's. "auto": a table where there are discrete actions and at least 20 steps for each distinct
     observation, else linear."""
+    if callable(form):
+        return form(m)
     if form == "auto":
         few = m.n_actions is not None and len(distinct(m.observation_Nd)[0]) * 20 <= len(m.next_T)
         form = "tabular" if few else "linear"
