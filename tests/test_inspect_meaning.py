@@ -95,7 +95,7 @@ def encoder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token", "max_tokens", "lasttoken"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken"])
 def test_a_batch_is_each_text_alone(encoder, tmp_path, pooling):
     folder = tmp_path / "st"
     (folder / "1_Pooling").mkdir(parents=True)
@@ -110,9 +110,14 @@ def test_a_batch_is_each_text_alone(encoder, tmp_path, pooling):
             ]
         )
     )
-    (folder / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": 16, f"pooling_mode_{pooling}": True})
+    # As version 6 of sentence-transformers writes it, and as those before did.
+    old = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "lasttoken": "lasttoken"}[pooling]
+    said = (
+        {"pooling_mode": pooling}
+        if pooling in ("mean", "max")
+        else {f"pooling_mode_{old}": True, "pooling_mode_x": False}
     )
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 16, **said}))
     embed, name = load_embedder(folder)
     draw = random.Random(1)
     texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 40))) for _ in range(50)]
@@ -123,12 +128,9 @@ def test_a_batch_is_each_text_alone(encoder, tmp_path, pooling):
         ids = torch.tensor([tokenizer(text, truncation=True, max_length=32)["input_ids"]])
         with torch.no_grad():
             hidden = model(ids).last_hidden_state[0]
-        pooled = {
-            "mean_tokens": hidden.mean(0),
-            "cls_token": hidden[0],
-            "max_tokens": hidden.max(0).values,
-            "lasttoken": hidden[-1],
-        }[pooling]
+        pooled = {"mean": hidden.mean(0), "cls": hidden[0], "max": hidden.max(0).values, "lasttoken": hidden[-1]}[
+            pooling
+        ]
         assert vector == pytest.approx((pooled / pooled.norm()).numpy(), abs=1e-5)
     assert name.startswith("st ") and name.endswith(pooling)
 
@@ -139,9 +141,9 @@ def test_the_command_takes_a_folder_and_refuses_what_it_cannot_use(encoder, tmp_
         app, ["inspect", str(ds.path), "--embedder", str(encoder), "--only", "duplicates", "--json"]
     )
     said = json.loads(done.output)
-    assert any(f["name"] == "duplicates/semantic" for f in said["findings"]) and said["options"]["embedder"].endswith(
-        "mean_tokens"
-    )
+    assert said["options"]["embedder"].endswith(" mean") and "duplicates/semantic" in {
+        f["name"] for f in said["findings"]
+    }
     with pytest.raises(HoldfastError, match="holds no encoder"):
         load_embedder(tmp_path)
     (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]')

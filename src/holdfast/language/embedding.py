@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -12,7 +13,7 @@ import orjson
 from holdfast.errors import HoldfastError
 
 BATCH = 32
-POOLINGS = ("mean_tokens", "cls_token", "max_tokens", "lasttoken")
+POOLINGS = ("mean", "cls", "max", "lasttoken")
 
 
 def load_embedder(folder: str | Path) -> tuple[Callable[[Sequence[str]], np.ndarray], str]:
@@ -29,24 +30,28 @@ def load_embedder(folder: str | Path) -> tuple[Callable[[Sequence[str]], np.ndar
     from holdfast.language.policy import quiet
 
     folder = Path(folder)
-    encoder, pooling, most = folder, "mean_tokens", None
+    encoder, pooling, most, lower, before = folder, "mean", None, False, ""
     if (folder / "modules.json").is_file():
-        for module in orjson.loads((folder / "modules.json").read_bytes()):
+        for module in _read(folder / "modules.json"):
             kind, path = str(module["type"]).rpartition(".")[2], folder / module["path"]
             if kind == "Transformer":
                 encoder = path
-                if (path / "sentence_bert_config.json").is_file():
-                    most = orjson.loads((path / "sentence_bert_config.json").read_bytes()).get("max_seq_length")
+                said = _read(path / "sentence_bert_config.json")
+                most, lower = said.get("max_seq_length"), bool(said.get("do_lower_case"))
             elif kind == "Pooling":
-                said = orjson.loads((path / "config.json").read_bytes())
-                asked = [
+                said = _read(path / "config.json")  # before version 6 a flag per kind of pooling, since then its name
+                flags = [
                     k.removeprefix("pooling_mode_") for k, v in said.items() if k.startswith("pooling_mode_") and v
                 ]
-                if len(asked) != 1 or asked[0] not in POOLINGS:
+                asked = [str(said["pooling_mode"])] if "pooling_mode" in said else flags
+                short = [k.removesuffix("_tokens").removesuffix("_token") for k in asked]
+                if len(short) != 1 or short[0] not in POOLINGS:
                     raise HoldfastError(f"{path} pools by {', '.join(asked)}; one of {', '.join(POOLINGS)} can be used")
-                pooling = asked[0]
+                pooling = short[0]
             elif kind != "Normalize":
                 raise HoldfastError(f"{folder} has a module {kind}; Transformer, Pooling and Normalize can be used")
+        said = _read(folder / "config_sentence_transformers.json")
+        before = (said.get("prompts") or {}).get(said.get("default_prompt_name") or "", "")
     elif not (folder / "config.json").is_file():
         raise HoldfastError(f"{folder} holds no encoder: neither modules.json nor config.json is there")
     try:
@@ -68,15 +73,19 @@ def load_embedder(folder: str | Path) -> tuple[Callable[[Sequence[str]], np.ndar
         for start in range(0, len(order), BATCH):
             at = order[start : start + BATCH]
             batch = tokenizer(
-                [texts[i] for i in at], padding=True, truncation=True, max_length=length, return_tensors="pt"
+                [before + (texts[i].lower() if lower else texts[i]) for i in at],
+                padding=True,
+                truncation=True,
+                max_length=length,
+                return_tensors="pt",
             )
             hidden = model(**batch).last_hidden_state
             mask = batch["attention_mask"][..., None].to(hidden.dtype)
-            if pooling == "cls_token":
+            if pooling == "cls":
                 pooled = hidden[:, 0]
             elif pooling == "lasttoken":
                 pooled = hidden[torch.arange(len(at)), batch["attention_mask"].sum(dim=1) - 1]
-            elif pooling == "max_tokens":
+            elif pooling == "max":
                 pooled = hidden.masked_fill(mask == 0, -torch.inf).max(dim=1).values
             else:
                 pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
@@ -87,3 +96,8 @@ def load_embedder(folder: str | Path) -> tuple[Callable[[Sequence[str]], np.ndar
     for file in sorted(encoder.glob("*.safetensors")):
         weights.update(file.read_bytes())
     return embed, f"{folder.resolve().name} {weights.hexdigest()[:16]} {pooling}"
+
+
+def _read(path: Path) -> Any:
+    """A JSON file; {} where it is not there."""
+    return orjson.loads(path.read_bytes()) if path.is_file() else {}
