@@ -100,7 +100,8 @@ def measure(out: Path, seeds: int, steps: int, threads: int, only: list[str] | N
         here.mkdir(exist_ok=True)
         parts = make_split(alpaca, SplitTable(seed=seed, validation=0.0, test=0.2)).parts
         train, test = part(alpaca, parts["train"], here / "train"), part(alpaca, parts["test"], here / "test")
-        pipeline.train(recipe(seed, 250, threads, train, None, {}), here / "base", quiet=True)
+        if not (here / "base" / "model" / "config.json").exists():
+            pipeline.train(recipe(seed, 250, threads, train, None, {}), here / "base", quiet=True)
         for name, (rules, tables) in REMEDIES.items():
             run, started = here / name, time.time()
             if (run / "scored.json").exists() or (only and name not in only):

@@ -60,7 +60,7 @@ def leaning(asked: Asked) -> int:
 class Nuisance:
     """The surface's voice in one term's pairs.
 
-    phi: (E, F) float32, how a's features differ from b's, in units of `scale` (their root mean square over the training pairs).
+    phi: (E, F) float64, how a's features differ from b's, in units of `scale` (their root mean square over the training pairs).
     coef: (F,) float64, gamma; curvature: (F, F) float64, of the log-likelihood. Both are state.
     """
 
