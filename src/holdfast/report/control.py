@@ -46,7 +46,11 @@ TITLES = {
 def render(run: RunData) -> str:
     """The page as a string."""
     found = look(run)
-    shown = [(anchor, title, body) for anchor, title, section in SECTIONS if (body := section(found)) is not None]
+    shown = [
+        (anchor, title, body if anchor == "recipe" else _whole(body))
+        for anchor, title, section in SECTIONS
+        if (body := section(found)) is not None
+    ]
     checks = [(name, check(found)) for name, check in CHECKS]
     order = ("serious", "warning", "note")
     warned = sorted((w for _, several in checks for w in several or ()), key=lambda w: order.index(w.severity))
@@ -113,11 +117,14 @@ def key_figures(found: Look) -> list[dict[str, Any]]:
     if found.values:
         v = found.values[0]
         row = v.values[v.headline]
+        told = _reach(v) != "none"
         tile(
-            f"Value by {v.headline}, member 0",
-            number(row.value),
-            _ends(*row.intervals["bootstrap"]),
-            f"the log's: {number(v.baselines[BEHAVIOUR].value)}; {_reach(v)}",
+            "Value from held-out episodes",
+            number(row.value) if told else "not told",
+            _ends(*row.intervals["bootstrap"]) if told else "",
+            f"{v.headline}, member 0; the log's own: {number(v.baselines[BEHAVIOUR].value)}"
+            if told
+            else "the log does not reach where the policy goes",
         )
     for part, p in list(found.preferred.items())[:1]:
         a = p.accuracy
@@ -219,7 +226,7 @@ def value(found: Look) -> Markup | None:
     told: list[Sequence[Any]] = []
     for k, v in enumerate(found.values):
         row = v.values[v.headline]
-        marks = [Mark("from the log", row.value, *row.intervals["bootstrap"], "model")]
+        marks = []
         if found.start_K is not None and not found.learned:
             marks.append(Mark("its own estimate", float(found.start_K[k]), None, None, "bow", "diamond"))
         if found.played is not None and comparable:
@@ -227,7 +234,14 @@ def value(found: Look) -> Markup | None:
             of = [float(r.rewards[: v.horizon] @ g ** np.arange(len(r.rewards[: v.horizon]))) for r in found.played[k]]
             m = Mean.of(np.array(of))
             marks.append(Mark("played: the truth", m.value, m.lo, m.hi, "longer", "square"))
-        rows.append((f"member {k}", f"{v.headline}, discount {v.discount:g}", marks))
+        # An estimate without support can be anything: it is drawn where it lies among the others, and else only told.
+        others = [x for m in marks for x in (m.value, m.lo, m.hi) if x is not None] + [v.baselines[BEHAVIOUR].value]
+        far = 3 * max(max(others) - min(others), abs(v.baselines[BEHAVIOUR].value))
+        supported = _reach(v) != "none"
+        if supported or min(others) - far <= row.value <= max(others) + far:
+            marks.insert(0, Mark("from the log", row.value, *row.intervals["bootstrap"], "model"))
+        small = f"{v.headline}, discount {v.discount:g}" + ("" if supported else "; the log does not reach")
+        rows.append((f"member {k}", small, marks))
         for name, e in v.values.items():
             low, high = e.intervals["bootstrap"]
             told.append([f"member {k}", markup("<code>{}</code>", name), number(e.value), _ends(low, high)])
@@ -236,14 +250,13 @@ def value(found: Look) -> Markup | None:
     rows.append(
         ("the log's behaviour", "mean discounted return", [Mark("from the log", base.value, low, high, "model")])
     )
-    episodes = len(found.held_out)
     rewards = found.truth if comparable else "the log's learned rewards"
     said = markup(
         "<p>Discounted return of at most {:,} steps, by {}, of the policy's best actions; estimated from {:,} episodes that nothing "
-        "was learnt from, by {}. 95 % intervals by resampling episodes. {}</p>",
+        "was learnt from, values by a model: {}. 95 % intervals by resampling episodes. {}</p>",
         first.horizon,
         rewards,
-        episodes,
+        found.valued,
         first.model,
         "Play has its own interval."
         if found.played is not None and comparable
@@ -309,7 +322,7 @@ def curves(found: Look) -> Markup | None:
         pieces.append(plots.lines(title, drawn, marks=kept, zero=level))
     if "grad_norm" in metrics:
         norm = metrics["grad_norm"]
-        pieces.append(plots.lines("Gradient norm, all members", [Line("", norm.step, norm.value, "train")]))
+        pieces.append(plots.lines("Gradient norm", [Line("Gradient norm", norm.step, norm.value, "train")]))
     pieces = [p for p in pieces if p]
     if not pieces:
         return None
@@ -319,7 +332,28 @@ def curves(found: Look) -> Markup | None:
     if "return/mean" in held and _logged_returns(found) is not None:
         said.append("The dashed line is the mean return of the log's episodes.")
     lead = markup("<p>{}</p>", " ".join(said)) if said else Markup("")
-    return lead + markup('<div class="grid2">{}</div>', joined(pieces))
+    return lead + markup('<div class="grid2">{}</div>', joined(pieces)) + _figures(found)
+
+
+def _figures(found: Look) -> Markup:
+    """Every figure of every part that was evaluated."""
+    parts = {
+        name if where == "held-out" else f"log {where}": said
+        for where, inside in sorted(found.evaluated.items(), key=lambda e: (e[0] != "held-out", e[0]))
+        for name, said in inside.items()
+    }
+    if not parts:
+        return Markup("")
+    names = dict.fromkeys(name for said in parts.values() for name in said)
+    rows = [
+        [
+            markup("<code>{}</code>", name) if name != "rows" else "rows",
+            *(f"{said[name]:,}" if name == "rows" else number(said.get(name), 4) for said in parts.values()),
+        ]
+        for name in names
+    ]
+    table = _table(["figure", *parts], rows, numeric=tuple(range(1, len(parts) + 1)))
+    return markup("<details><summary>all figures of the result, by part</summary>{}</details>", table)
 
 
 def coverage(found: Look) -> Markup | None:
@@ -367,9 +401,9 @@ def coverage(found: Look) -> Markup | None:
     lead = markup(
         "<p>What the log has not tried it cannot judge. Beside the policy stands the log itself, its held-out episodes asked the same "
         "of the others. {}</p>",
-        "The plane shows logged states (the darker, the more), and as dots the states that were met in play."
+        "The plane shows logged states (the stronger the colour, the more), and as dots the states that were met in play."
         if n.plane_visited is not None
-        else "The plane shows logged states, the darker the more; where the policy would go is not known without an environment.",
+        else "The plane shows logged states, the stronger the colour the more; where the policy would go is not known without an environment.",
     )
     chart = charts.plane("States", n.plane, n.plane_visited, n.axes[0], n.axes[1] or "one number alone")
     return lead + table + chart
@@ -384,7 +418,7 @@ def rewards(found: Look) -> Markup | None:
     g = found.agreement
     rows = [
         [
-            "all members' mean",
+            "mean of members",
             number(g.pearson),
             number(g.spearman),
             number(g.episodes) if g.episodes is not None else "–",
@@ -752,7 +786,10 @@ def held_out_got_worse(found: Look) -> list[Warning] | None:
     step, least, kept = series.step[best], series.value[best], series.at(run.kept_step)
     if step >= run.kept_step or kept - least <= GOT_WORSE_LOSS * abs(least) or not _fell(run.loss, step, run.kept_step):
         return []
-    detail = f"Held-out loss was {least:.3f} at step {step} and is {kept:.3f} in the kept weights (step {run.kept_step}), while the training loss fell."
+    detail = (
+        f"Held-out loss was {least:.3f} at step {step} and is {kept:.3f} in the kept weights (step {run.kept_step}), "
+        "while the training loss fell."
+    )
     remedy = (
         'Set stop_on = "loss" in [train], so that the best weights are kept; train fewer steps; or give it more data.'
     )
@@ -833,6 +870,5 @@ def _ends(lo: float, hi: float) -> str:
 
 
 def _reach(v: PolicyValue) -> str:
-    """The verdict that goes with the headline."""
-    reach = v.reach if v.headline == "fqe" and v.reach is not None else v.support
-    return f"the log's support: {reach.verdict}"
+    """How far the log supports the headline: good, thin or none."""
+    return (v.reach if v.headline == "fqe" and v.reach is not None else v.support).verdict

@@ -27,7 +27,7 @@ def plane(
     height: int = 300,
     names: tuple[str, str] = ("the log", "the policy"),
 ) -> Markup:
-    """How densely points lie in the plane, by cell: the darker the more, on a root's scale. xy: (n, 2). visits: (m, 2), other
+    """How densely points lie in the plane, by cell: the stronger the more, on a logarithm's scale. xy: (n, 2). visits: (m, 2), other
     points over them, as dots whose area is their number in the cell.
     """
     every = xy if visits is None else np.concatenate([xy, visits])
@@ -47,11 +47,11 @@ def plane(
             markup(
                 '<rect class="heat-cell" style="--a:{:.2f}" x="{:.2f}%" y="{:.2f}%" width="{:.2f}%" height="{:.2f}%">'
                 "<title>{:.2f} % of {}</title></rect>",
-                0.1 + 0.9 * (dense[i, j] / dense.max()) ** 0.5,
+                0.12 + 0.88 * float(np.log1p(dense[i, j]) / np.log1p(dense.max())),
                 wide * i,
                 100 - tall * (j + 1),
-                wide + 0.05,
-                tall + 0.05,
+                wide,
+                tall,
                 100 * dense[i, j] / len(xy),
                 names[0],
             )
@@ -65,7 +65,7 @@ def plane(
                     '<circle class="visit" cx="{:.2f}%" cy="{:.2f}%" r="{:.1f}"><title>{:.2f} % of {}</title></circle>',
                     wide * (i + 0.5),
                     100 - tall * (j + 0.5),
-                    1.2 + 5.5 * (there[i, j] / there.max()) ** 0.5,
+                    1.6 + 5.5 * (there[i, j] / there.max()) ** 0.5,
                     100 * share,
                     names[1],
                 )

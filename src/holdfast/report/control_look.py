@@ -127,6 +127,7 @@ class Look:
     returns_KE: np.ndarray | None = None  # undiscounted, of play
     start_K: np.ndarray | None = None  # what each member thinks the watched episodes' first observations are worth
     values: list[PolicyValue] = field(default_factory=list)
+    valued: int = 0  # episodes that they are from
     near: Near | None = None
     preferred: dict[str, Preferred] = field(default_factory=dict)
     agreement: Agreement | None = None
@@ -280,11 +281,14 @@ def _film(found: Look) -> None:
     assert found.recipe is not None
     if found.played is None:
         return
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it greets on standard output
-    screen = os.environ.get("SDL_VIDEODRIVER")
-    os.environ["SDL_VIDEODRIVER"] = "dummy"  # a picture needs no screen
     rollout = found.played[0][0]
     shown = np.unique(np.linspace(0, len(rollout.actions), FRAMES).round().astype(int))
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it greets on standard output
+    asked = {"SDL_VIDEODRIVER": "dummy"}  # a picture needs no screen
+    if "DISPLAY" not in os.environ and "MUJOCO_GL" not in os.environ:
+        asked["MUJOCO_GL"] = "egl"
+    before = {name: os.environ.get(name) for name in asked}
+    os.environ.update(asked)
     try:
         env = make(str(found.recipe.control.simulate), "rgb_array")
         try:
@@ -303,9 +307,10 @@ def _film(found: Look) -> None:
         found.frames = []
         found.missing["frames"] = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
     finally:
-        os.environ.pop("SDL_VIDEODRIVER")
-        if screen is not None:
-            os.environ["SDL_VIDEODRIVER"] = screen
+        for name, stood in before.items():
+            os.environ.pop(name)
+            if stood is not None:
+                os.environ[name] = stood
 
 
 def _starts(found: Look) -> None:
@@ -337,6 +342,7 @@ def _values(found: Look) -> None:
     lengths = np.diff(log.episodes.offsets)[numbers]
     numbers = numbers[: max(5, int((lengths.cumsum() <= VALUE_STEPS).sum()))]
     episodes, steps = take(log.episodes, numbers)
+    found.valued = len(numbers)
     for k in range(min(VALUED, algorithm.task.members)):
         policy = Policy(alone(algorithm, k), found.scale, greedy=True)
         found.values.append(
