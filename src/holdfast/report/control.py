@@ -17,7 +17,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from holdfast.control.ope.evaluate import BEHAVIOUR, PolicyValue
+from holdfast.control.ope.evaluate import BEHAVIOUR, CLONING, PolicyValue
 from holdfast.report import control_charts as charts
 from holdfast.report import page, plots
 from holdfast.report.control_look import NEAR, NEIGHBOURS, Look, Mean, discount_of, look
@@ -220,7 +220,7 @@ def value(found: Look) -> Markup | None:
     if not found.values:
         return _because(found, "value", "The policy's value was not estimated from the log")
     assert found.algorithm is not None
-    first = found.values[0]
+    first, far = found.values[0], 0.0
     comparable = found.true_T is not None
     rows: list[tuple[str, str, list[Mark]]] = []
     told: list[Sequence[Any]] = []
@@ -245,11 +245,13 @@ def value(found: Look) -> Markup | None:
         for name, e in v.values.items():
             low, high = e.intervals["bootstrap"]
             told.append([f"member {k}", markup("<code>{}</code>", name), number(e.value), _ends(low, high)])
-    base = first.baselines[BEHAVIOUR]
-    low, high = base.intervals["bootstrap"]
-    rows.append(
-        ("the log's behaviour", "mean discounted return", [Mark("from the log", base.value, low, high, "model")])
-    )
+    for name, title in ((BEHAVIOUR, "the log's behaviour"), (CLONING, "its clone, by a simple model")):
+        base = first.baselines[name]
+        low, high = base.intervals["bootstrap"]
+        if name == BEHAVIOUR or abs(base.value - first.baselines[BEHAVIOUR].value) <= far:
+            small = "mean discounted return" if name == BEHAVIOUR else first.headline
+            rows.append((title, small, [Mark("from the log", base.value, low, high, "model")]))
+        told.append([title, markup("<code>{}</code>", base.estimator), number(base.value), _ends(low, high)])
     rewards = found.truth if comparable else "the log's learned rewards"
     said = markup(
         "<p>Discounted return of at most {:,} steps, by {}, of the policy's best actions; estimated from {:,} episodes that nothing "

@@ -40,7 +40,7 @@ BASE, ASKED = 20_000, 1_000  # logged steps that neighbours are looked for among
 NEIGHBOURS = 20
 NEAR = 0.1  # of an action's range, in every number of it: as near is the same
 VALUED = 3  # members whose value is estimated from the log
-VALUE_STEPS = 10_000  # held-out steps that it is estimated from, at most
+VALUE_STEPS = 5_000  # held-out steps that it is estimated from, at most: a page must not wait; `holdfast ope` takes all
 JUDGED = 4_000  # judgements of a part that are looked at
 FRAMES = 8
 
