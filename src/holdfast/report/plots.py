@@ -207,7 +207,7 @@ def values(
     title: str, rows: Sequence[tuple[str, str, Sequence[Mark]]], *, level: tuple[float, str] | None = None
 ) -> Markup:
     """Values of any size with their intervals, as `intervals` draws shares. An interval many times as wide as the values
-    lie apart runs off the edge; its ends are in words. level: a reference, and what it is.
+    lie apart runs off the edge, and one ten thousand times as wide has no ends. level: a reference, and what it is.
     """
     marks = [m for _, _, found in rows for m in found if m.value is not None]
     core = [v for m in marks for v in (m.value, *m.points) if v is not None and math.isfinite(v)]
@@ -219,9 +219,11 @@ def values(
     ends = [e for m in marks for e in (m.lo, m.hi) if e is not None and math.isfinite(e)]
     lo, hi = max(min([lo, *ends]), lo - most), min(max([hi, *ends]), hi + most)
     pad = 0.04 * (hi - lo) or 0.1 * abs(hi) or 1.0
-    return _blocks(
-        title, rows, lo - pad, hi + pad, number, lambda lo, hi: f"{number(lo)} … {number(hi)}", tick_text, level
-    )
+
+    def end(x: float) -> str:
+        return number(x) if abs(x) < 1e4 * (hi - lo + 2 * pad) else "∞" if x > 0 else "−∞"
+
+    return _blocks(title, rows, lo - pad, hi + pad, number, lambda lo, hi: f"{end(lo)} … {end(hi)}", tick_text, level)
 
 
 def _hundredths(values: Sequence[float]) -> list[str]:
