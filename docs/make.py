@@ -36,7 +36,7 @@ def _help(command: typing.Any, name: str) -> str:
 
 
 def recipe() -> str:
-    from holdfast.recipe import Recipe, Table
+    from holdfast.recipe import ControlRecipe, Recipe, Table
 
     lines = [
         "# Recipes",
@@ -68,7 +68,66 @@ def recipe() -> str:
             table(schema_, path_)
 
     table(Recipe, "")
+    lines += [
+        "# Recipes of control",
+        "",
+        "A recipe with a table `[control]` learns from a log of episodes. `[objective]` holds `kind` and that algorithm's keys: see",
+        "[control.md](control.md). `[run]` and `[track]` are as above; a run of control computes on the CPU in float32.",
+        "",
+    ]
+    for name in ("data", "control", "train"):
+        table(typing.cast(type[Table], ControlRecipe.model_fields[name].annotation), name)
     return "\n".join(lines)
+
+
+def control() -> str:
+    import inspect
+
+    from holdfast.control.algorithms import ALGORITHMS
+
+    lines = [
+        "# Control",
+        "",
+        "From logged episodes, and judgements of segments of them, to a policy and what it is worth.",
+        "",
+        "    holdfast control collect Pendulum5-v1 -o data/pendulum --policy scripted,epsilon=0.5 --policy random --steps 20000",
+        "    holdfast control label data/pendulum -o data/judged --queries 500 --length 25       # for study: a simulated annotator",
+        "    holdfast train recipes/control-pendulum5-reward.toml -o runs/reward                 # a reward from the judgements",
+        "    holdfast control relabel runs/reward data/judged -o data/learned",
+        "    holdfast train recipes/control-pendulum5.toml --set data.dataset=data/learned -o runs/policy",
+        "    holdfast ope runs/policy --on data/pendulum                                         # what it is worth, from data alone",
+        "    holdfast report runs/policy",
+        "",
+        "How logs are read, collected and labelled: [control-data.md](control-data.md). Off-policy evaluation: [ope.md](ope.md). What was learnt on",
+        "which task, with the control rows: [control-study.md](control-study.md). Beside d3rlpy and imitation: [control-speed.md](control-speed.md).",
+        "",
+        "A run is a run: the same loop, ledger, checkpoints, `resume`, `verify`, `replay` and `trace` as for text. A step of it is `[control] updates`",
+        "gradient updates, of all `replicas` at once; its rows are too many to list, so the ledger holds their digest, and `verify` and `trace` derive",
+        "them again. `[control] replicas = 10` trains ten seeds in one batched network, each with the result that it would have alone; a",
+        "hyper-parameter marked * may be a list with one value for each.",
+        "",
+        "`hf.load_policy(run)` is a function of an observation; `.probs`, `.sample` and `.log_prob` are the policy as a distribution. `holdfast control export`",
+        "writes it as a program that `torch.export.load` runs without Holdfast.",
+        "",
+        "## Algorithms",
+        "",
+        "Made from the code by `make docs`. Losses of one algorithm for different networks are stepped at once, each reaching its own network alone.",
+        "",
+        "| `kind` | actions | reads | keys | |",
+        "|---|---|---|---|---|",
+    ]
+    for name, forms in sorted(ALGORITHMS.items()):
+        for cls in dict.fromkeys(forms.values()):
+            actions = ", ".join(kind for kind, form in forms.items() if form is cls)
+            keys = [p for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            said = ", ".join(
+                f"`{k.name}`{'*' if 'Each' in str(k.annotation) else ''} {'-' if k.default is None else k.default}"
+                for k in keys
+            )
+            paper = cls.paper  # type: ignore[attr-defined]
+            what = " ".join((cls.__doc__ or "").split())
+            lines.append(f"| `{name}` | {actions} | {cls.reads} | {said} | {what} ({paper}) |")
+    return "\n".join([*lines, ""])
 
 
 def _first(schema: type) -> str:
@@ -170,7 +229,13 @@ def curation() -> str:
     return "\n".join([*lines, ""])
 
 
-PAGES = {"curation.md": curation, "cli.md": cli, "recipe.md": recipe, "moving-from-trl.md": moving}
+PAGES = {
+    "curation.md": curation,
+    "cli.md": cli,
+    "recipe.md": recipe,
+    "control.md": control,
+    "moving-from-trl.md": moving,
+}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():
