@@ -94,7 +94,7 @@ class Texts:
     def derive(self, compute: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
         """`compute`'s rows for every text, one row each; computed once per text, also across copies."""
         if compute not in self._memo:
-            if self._base is None:
+            if self._base is None or (compute not in self._base._memo and 2 * self._n < self._base._n):
                 made: np.ndarray | None = None
                 for start, texts in self.batches():
                     rows = compute(texts)
