@@ -104,6 +104,7 @@ def _shape() -> list[str]:
         f"at most {workloads.MAX_LENGTH} tokens a sequence. All contenders start from the same weights and token ids and take turns within one run;",
         "`losses apart` is the largest relative difference of a step's loss from ours, so that all provably do the same work. `TRL, best` has",
         "precomputed reference log-probabilities, no gradient checkpointing and, where it works, padding-free batches.",
+        "OpenRLHF is not among them: pip cannot build the flash-attn 2.8.3 that it needs on a machine without CUDA.",
     ]
 
 
