@@ -100,6 +100,7 @@ def control() -> str:
         "",
         "How logs are read, collected and labelled: [control-data.md](control-data.md). Off-policy evaluation: [ope.md](ope.md). What was learnt on",
         "which task, with the control rows: [control-study.md](control-study.md). Beside d3rlpy and imitation: [control-speed.md](control-speed.md).",
+        "What a run's page says, and when it warns: [control-report.md](control-report.md).",
         "",
         "A run is a run: the same loop, ledger, checkpoints, `resume`, `verify`, `replay` and `trace` as for text. A step of it is `[control] updates`",
         "gradient updates, of all `replicas` at once; its rows are too many to list, so the ledger holds their digest, and `verify` and `trace` derive",

@@ -222,26 +222,33 @@ def value(found: Look) -> Markup | None:
     assert found.algorithm is not None
     first, far = found.values[0], 0.0
     comparable = found.true_T is not None
+    shown = found.played is not None and _logged_returns(found) is not None
     rows: list[tuple[str, str, list[Mark]]] = []
     told: list[Sequence[Any]] = []
     for k, v in enumerate(found.values):
-        row = v.values[v.headline]
-        marks = []
-        if found.start_K is not None and not found.learned:
-            marks.append(Mark("its own estimate", float(found.start_K[k]), None, None, "bow", "diamond"))
-        if found.played is not None and comparable:
+        row, supported = v.values[v.headline], _reach(v) != "none"
+        base = v.baselines[BEHAVIOUR]
+        sure = [Mark("", base.value, None, None, "")]
+        if found.played is not None and shown:
             g = discount_of(found.algorithm, k)
             of = [float(r.rewards[: v.horizon] @ g ** np.arange(len(r.rewards[: v.horizon]))) for r in found.played[k]]
             m = Mean.of(np.array(of))
-            marks.append(Mark("played: the truth", m.value, m.lo, m.hi, "longer", "square"))
-        # An estimate without support can be anything: it is drawn where it lies among the others, and else only told.
-        others = [x for m in marks for x in (m.value, m.lo, m.hi) if x is not None] + [v.baselines[BEHAVIOUR].value]
-        far = 3 * max(max(others) - min(others), abs(v.baselines[BEHAVIOUR].value))
-        supported = _reach(v) != "none"
-        if supported or min(others) - far <= row.value <= max(others) + far:
-            marks.insert(0, Mark("from the log", row.value, *row.intervals["bootstrap"], "model"))
-        small = f"{v.headline}, discount {v.discount:g}" + ("" if supported else "; the log does not reach")
-        rows.append((f"member {k}", small, marks))
+            sure.append(Mark("played: the truth", m.value, m.lo, m.hi, "longer", "square"))
+        # An estimate without support, and the policy's own, can be anything: drawn where they lie among the others, and else
+        # only told.
+        ends = [x for m in sure for x in (m.value, m.lo, m.hi) if x is not None]
+        far = 3 * max(max(ends) - min(ends), abs(base.value))
+        marks, small = [], f"{v.headline}, discount {v.discount:g}"
+        if supported or min(ends) - far <= row.value <= max(ends) + far:
+            marks.append(Mark("from the log", row.value, *row.intervals["bootstrap"], "model"))
+        small += "" if supported else "; the log does not reach"
+        if found.start_K is not None and not found.learned:
+            own = float(found.start_K[k])
+            if min(ends) - far <= own <= max(ends) + far:
+                marks.append(Mark("its own estimate, without end", own, None, None, "bow", "diamond"))
+            else:
+                small += f"; it thinks {number(own)}"
+        rows.append((f"member {k}", small, marks + sure[1:]))
         for name, e in v.values.items():
             low, high = e.intervals["bootstrap"]
             told.append([f"member {k}", markup("<code>{}</code>", name), number(e.value), _ends(low, high)])
@@ -261,10 +268,10 @@ def value(found: Look) -> Markup | None:
         found.valued,
         first.model,
         "Play has its own interval."
-        if found.played is not None and comparable
-        else "The truth is not known: no environment was named."
-        if comparable
-        else "What play returns is in another unit.",
+        if shown
+        else "What play returns is in another unit."
+        if found.played is not None
+        else f"The truth is not known: {found.missing.get('play', 'it was not played')}.",
     )
     chart = plots.values("Value", rows)
     lines = joined(
@@ -633,7 +640,7 @@ def over_estimated(found: Look) -> list[Warning] | None:
     detail = (
         f"Member {k} thinks first observations worth {number(own)}; the best episode of the log returned {number(best)} (discounted"
         + (f"), and no policy can have more than {number(most)}." if impossible else ").")
-        + (f" So do {len(beyond) - 1} other members, in their measure." if len(beyond) > 1 else "")
+        + (f" {len(beyond) - 1} other members are as far out." if len(beyond) > 1 else "")
     )
     remedy = (
         "Values of actions that the data never took were believed. Take cql, bcq or iql, raise their caution, or log more of what the "
@@ -728,7 +735,11 @@ def constant_reward(found: Look) -> list[Warning] | None:
         if ends
         else ", and so every policy has the same value."
     )
-    remedy = "If that is the task, well. Else give the log its rewards, or learn one from judgements and relabel it."
+    remedy = ("If that is the task, well; if not, " if ends else "") + (
+        "give the log its rewards, or learn one from judgements and relabel it."
+        if ends
+        else "Log episodes that end, where that is what matters; give the log its rewards, or learn one from judgements and relabel it."
+    )
     return [Warning("A reward that never changes", detail, remedy, "note" if ends else "serious")]
 
 
