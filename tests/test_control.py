@@ -28,6 +28,7 @@ from holdfast.training.trace import trace_row, trace_step
 
 BOTH = [(name, kind) for name, kinds in sorted(ALGORITHMS.items()) for kind in sorted(kinds)]
 IDS = [f"{name}-{kind}" for name, kind in BOTH]
+FAST = {("cql", "discrete"), ("iql", "continuous"), ("cpl", "discrete")}  # the others are for `make test`
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,12 @@ def objective(logs, kind, actions, seeds, **said):
 
 
 @pytest.mark.parametrize(
-    ("kind", "actions"), [b for b in BOTH if b[0] != "fqi_trees"], ids=[i for i in IDS if "trees" not in i]
+    ("kind", "actions"),
+    [
+        pytest.param(*b, marks=() if b in FAST else pytest.mark.slow, id=i)
+        for b, i in zip(BOTH, IDS, strict=True)
+        if b[0] != "fqi_trees"
+    ],
 )
 def test_a_member_is_what_its_seed_gives_alone(logs, kind, actions):
     """Member 3 of four after 200 updates, against a run of its seed alone on the same rows."""
@@ -187,9 +193,6 @@ def test_hyper_parameters_by_member(logs, tmp_path):
         pipeline.train(
             recipe(logs["discrete"], "cql", control={"replicas": 2}, alpha=[1.0]), tmp_path / "no", quiet=True
         )
-
-
-FAST = {("cql", "discrete"), ("iql", "continuous"), ("fqi_trees", "discrete"), ("cpl", "discrete")}
 
 
 @pytest.mark.parametrize(
@@ -244,6 +247,7 @@ def test_verify_and_trace_know_drawn_rows(logs, tmp_path):
     assert verify(copy) == []
 
 
+@pytest.mark.slow
 def test_a_policy_is_a_folder_that_is_a_function(logs, tmp_path):
     for kind, actions in (("cql", "discrete"), ("bc", "continuous"), ("bcq", "continuous"), ("bcq", "discrete")):
         run = tmp_path / f"{kind}-{actions}"
