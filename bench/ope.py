@@ -1,4 +1,4 @@
-"""Off-policy estimators on random processes whose truth is known. `python bench/ope.py [--reps 200] [--processes 2]`
+"""Off-policy estimators on random processes whose truth is known. `python bench/ope.py [--reps 120] [--processes 2]`
 
     grid        10 processes, horizon 4, 16, 64, 64 and 512 episodes: error of every estimator, coverage of every 95 % interval,
                 where its assumptions hold and where not, and by the verdict that a user sees
@@ -161,7 +161,7 @@ def choose(m: TabularMDP, mu: np.ndarray, horizon: int, n: int, seed: int) -> di
 
 
 def rate(rows: list[dict[str, Any]], key: str) -> tuple[float, int]:
-    hits = [r["covered"][key] for r in rows if key in r["covered"]]
+    hits = [r["head covered"] if key.startswith("headline") else r["covered"][key] for r in rows]
     return (float(np.mean(hits)) if hits else np.nan), len(hits)
 
 
@@ -220,7 +220,7 @@ def page(said: dict[str, Any]) -> str:
     ]
     reps = {p: r[0]["job"][4] for p, r in parts.items()}
     out += [
-        f"Made by `python bench/ope.py` in {said['seconds'] / 60:.0f} minutes: random processes of 8 states and 3 actions, rewards",
+        "Made by `python bench/ope.py` (a quarter of an hour of one core): random processes of 8 states and 3 actions, rewards",
         "from 0 to 1 and noise of up to half a reward, each step ending the episode with 2 % on average. The behaviour takes each",
         "action with at least 5 %. The policies of the ten processes lie at 2, 4, 7, 10, 15, 20, 30, 50, 75 and 100 % of the way",
         "from the behaviour to the best policy, which is certain of its action: the first is near, the last is far. No discount.",
@@ -271,7 +271,11 @@ def page(said: dict[str, Any]) -> str:
             short.append(key)
     said["below the bar"] = short
 
+    pooled = "None is below the bar" if not short else f"Below the bar: {', '.join(short)}"
     out += [
+        "",
+        f"{pooled} where all horizons and sizes are taken together. A single cell of 240 logs is uncertain by 1.4 points, one of 1200 by",
+        "0.6, and the estimators share their logs.",
         "",
         "### And where it does not hold",
         "",
@@ -301,8 +305,6 @@ def page(said: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     everything = rows(grid)
-    for row in everything:
-        row["covered"]["headline bootstrap"] = row["head covered"]
     for key in [*keys, "headline bootstrap"]:
         if key.startswith(BEHAVIOUR):
             continue
@@ -387,7 +389,7 @@ def page(said: dict[str, Any]) -> str:
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--reps", type=int, default=200)
+    asked.add_argument("--reps", type=int, default=120)
     asked.add_argument("--processes", type=int, default=2)
     asked.add_argument("--page", action="store_true", help="only write the page again from bench/results/ope.json")
     args = asked.parse_args()

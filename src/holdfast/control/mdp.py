@@ -26,7 +26,7 @@ class TablePolicy:
 
 @dataclass(frozen=True)
 class TabularMDP:
-    """S states, A actions. A step from s by a earns `reward_SA`, plus normal noise, and ends the episode with
+    """S states, A actions. A step from s by a earns `reward_SA`, give or take up to `noise`, and ends the episode with
     probability `end_SA`. One sees `alias_S[s]`, one-hot: where two states look the same, observations are not Markov."""
 
     start_S: np.ndarray
@@ -73,7 +73,7 @@ class TabularMDP:
             a = np.minimum((draw.random(n)[:, None] > act_SA[s]).sum(axis=1), act_SA.shape[1] - 1)
             seen.append(s)
             acted.append(a)
-            earned.append(self.reward_SA[s, a] + self.noise * draw.standard_normal(n))
+            earned.append(self.reward_SA[s, a] + self.noise * draw.uniform(-1, 1, n))
             ended = alive & (draw.random(n) < self.end_SA[s, a])
             s = np.minimum((draw.random(n)[:, None] > go_SAS[s, a]).sum(axis=1), S - 1)
             last[alive] = s[alive]
@@ -103,7 +103,7 @@ def random_mdp(
     actions: int = 3,
     branching: int = 3,
     end: float = 0.02,
-    noise: float = 0.3,
+    noise: float = 0.5,
     alias: int | None = None,
 ) -> TabularMDP:
     """Garnet: each action leads to `branching` states; rewards uniform in [0, 1); each pair ends the episode with a
