@@ -405,7 +405,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         "## What the three real sets teach",
         "",
-        "Made by `python bench/inspection.py`. What alarms:",
+        "Made by `python bench/inspection.py`; times are one thread's on a machine busy with other work. What alarms:",
         "",
     ]
     for name, said in found["sets"].items():

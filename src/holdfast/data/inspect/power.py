@@ -61,7 +61,7 @@ class Power:
     strengths: for each one tried `{strength, found, copies}`, rising until it is found nine times in ten; a strength is
     given up once it cannot reach that. smallest: the first so found, None if none was; above: the one before it, which
     was not. recall, precision: of the planted rows among those listed, at `smallest`. alarms of `clean` copies are
-    false. judgements: how many were measured, of `of`. why: nothing was measured, for this reason.
+    false. judgements: how many were measured, of `of` (prompts, where one judgement of each is enough). why: nothing was measured, for this reason.
     """
 
     fault: Fault
@@ -85,7 +85,8 @@ class Power:
         """In words: the smallest strength that is found nine times in ten."""
         if self.why is not None:
             return f"could not be seen at all: {self.why}"
-        some = "" if self.judgements == self.of else f"; on {self.judgements:,} of {self.of:,} judgements"
+        counted = "prompts" if self.fault.alone else "judgements"
+        some = "" if self.judgements == self.of else f"; on {self.judgements:,} of {self.of:,} {counted}"
         if self.smallest is not None:
             last = self.strengths[-1]
             below = f", not at {self.number(self.above)}" if self.above is not None else ""
@@ -147,7 +148,7 @@ def measure(
 
     The same material and seed give the same figures. Nothing is read or written.
     """
-    whole = len(looked_at.live)
+    whole = len(looked_at.live_prompts if fault.alone else looked_at.live)
     base = smaller(looked_at, fault.most, seed, alone=fault.alone).edit(times=TIMES, columns=())
     n = len(base.live)
     needs = [why for why in (_need(fault, base), fault.without(base)) if why]
