@@ -69,22 +69,22 @@ def flags(texts: Sequence[str]) -> np.ndarray:
     out = np.zeros((len(texts), len(KINDS)), bool)
     for i, text in enumerate(texts):
         shown = text.strip()
-        digits = sum(map(text.count, "0123456789")) >= 7
+        digits = sum(map(text.count, "0123456789"))  # each pattern is looked for only where it has the digits it takes
         out[i] = (
             not shown,
             REFUSAL.search(text[:400]) is not None,
             TEMPLATE.search(text) is not None,
-            BROKEN.search(text) is not None,
+            not text.isascii() and BROKEN.search(text) is not None,
             "@" in text and EMAIL.search(text) is not None,
-            digits and PHONE.search(text) is not None,
-            digits
+            digits >= 10 and PHONE.search(text) is not None,
+            digits >= 13
             and any(
                 13 <= len(d) <= 16 and _luhn(d) and len(set(d)) > 2
                 for d in (re.sub(r"\D", "", m) for m in CARD.findall(text))
             ),
-            digits and IBAN.search(text) is not None,
-            ADDRESS.search(text) is not None,
-            digits and NATIONAL.search(text) is not None,
+            digits >= 7 and IBAN.search(text) is not None,
+            digits >= 4 and text.count(".") >= 3 and ADDRESS.search(text) is not None,
+            digits >= 9 and text.count("-") >= 2 and NATIONAL.search(text) is not None,
             len(shown) > 200 and ENDED.search(shown) is None,
         )
     return out
