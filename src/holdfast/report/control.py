@@ -262,7 +262,7 @@ def value(found: Look) -> Markup | None:
     rewards = found.truth if comparable else "the log's learned rewards"
     said = markup(
         "<p>Discounted return of at most {:,} steps, by {}, of the policy's best actions; estimated from {:,} episodes that nothing "
-        "was learnt from, values by a model: {}. 95 % intervals by resampling episodes. {}</p>",
+        "was learnt from, values by a model: {}. 95 % intervals by the spread of a few resamples. {}</p>",
         first.horizon,
         rewards,
         found.valued,

@@ -41,6 +41,7 @@ NEIGHBOURS = 20
 NEAR = 0.1  # of an action's range, in every number of it: as near is the same
 VALUED = 3  # members whose value is estimated from the log
 VALUE_STEPS = 5_000  # held-out steps that it is estimated from, at most: a page must not wait; `holdfast ope` takes all
+RESAMPLES = 50  # of its interval, for the same reason: their spread, not their quantiles
 JUDGED = 4_000  # judgements of a part that are looked at
 FRAMES = 8
 
@@ -352,6 +353,7 @@ def _values(found: Look) -> None:
                 rewards=guesses[:, steps] if guesses is not None else rewards[steps],
                 discount=discount_of(algorithm, k),
                 estimators=("wis", "fqe") if episodes.n_actions is not None else ("fqe",),
+                resamples=RESAMPLES,
             )
         )
 
