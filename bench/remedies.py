@@ -192,7 +192,8 @@ def page(found: dict[str, Any]) -> str:
     """The measured part of docs/remedies.md: a table per set, the bar, and what stood beside the reward."""
     sets, steps = found["sets"], found["steps"]
     lines = [
-        "Made by `python bench/remedies.py`. A seed is a split of the prompts, a base and an order of its own, and the seeds' comparisons are pooled; each run takes "
+        "Made by `python bench/remedies.py`. A seed is a split of the prompts, a base and an order of its own; the seeds' "
+        "comparisons are pooled. Each run takes "
         f"{steps} steps of 32 judgements. In parentheses 95 % intervals, from a bootstrap over prompts; the second "
         "figure in a cell is the difference to `none` on the same resamples, in bold where its interval does not hold 0. `shorter` is the "
         "accuracy on the pairs in which the shorter response is preferred; `agrees` how often the model prefers the longer of two "
