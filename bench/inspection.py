@@ -503,11 +503,11 @@ def page(found: dict[str, Any]) -> str:
     if "large" in found:
         big = found["large"]
         out += [
-            "## A million pairs",
+            "## Large sets",
             "",
-            f"`python bench/inspection.py large`: {big['pairs']:,} pairs on a prompt each, made of the real sets' sentences: a full",
-            f"inspection takes {big['seconds'] / 60:.0f} minutes and {big['peak'] / 2**30:.1f} GiB at its peak. Fitted probes look at 20,000",
-            "comparisons; everything else looks at every row.",
+            f"`python bench/inspection.py large {big['pairs']}`: {big['pairs']:,} pairs on a prompt each, made of the real sets' sentences. A full",
+            f"inspection takes {big['seconds']:,.0f} s and {big['peak'] / 2**30:.1f} GiB at its peak, on one thread of a busy machine. Fitted probes look",
+            "at 20,000 comparisons; everything else looks at every row, in time and memory that grow with their number.",
             "",
         ]
     return "\n".join(out)
