@@ -505,8 +505,10 @@ def page(found: dict[str, Any]) -> str:
         out += [
             "## Large sets",
             "",
-            f"`python bench/inspection.py large {big['pairs']}`: {big['pairs']:,} pairs on a prompt each, made of the real sets' sentences. A full",
-            f"inspection takes {big['seconds']:,.0f} s and {big['peak'] / 2**30:.1f} GiB at its peak, on one thread of a busy machine. Fitted probes look",
+            f"`python bench/inspection.py large {big['pairs']}`: {big['pairs']:,} pairs on a prompt each,",
+            "made of the real sets' sentences. A full inspection takes",
+            f"{big['seconds']:,.0f} s and {big['peak'] / 2**30:.1f} GiB at its peak, on one thread of a busy machine.",
+            "Fitted probes look",
             "at 20,000 comparisons; everything else looks at every row, in time and memory that grow with their number.",
             "",
         ]
