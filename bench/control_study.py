@@ -140,7 +140,7 @@ def cell(name: str, settings: dict[str, Any], compute: Callable[[Path], dict[str
         said = {**said, "seconds": round(time.perf_counter() - began, 1), "settings": settings}
         RESULTS.mkdir(parents=True, exist_ok=True)
         at.write_text(json.dumps(said))
-        print(name, {k: np.round(v, 2).tolist() for k, v in said.items() if k != "settings"}, flush=True)
+        print(name, {k: v for k, v in said.items() if k != "settings"}, flush=True)
 
 
 def learn(recipe: dict[str, Any], log: Path, seed: int, replicas: int, run: Path) -> None:
