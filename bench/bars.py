@@ -156,6 +156,75 @@ def kill(folder: Path, tries: int = 25) -> dict[str, Any]:
     }
 
 
+def control(folder: Path) -> dict[str, Any]:
+    """Every algorithm of control, killed (SIGKILL) after a random number of steps and resumed: same bytes; verified, replayed."""
+    from holdfast.control.algorithms import ALGORITHMS
+
+    logs = {}
+    for actions, env in (("discrete", "Pendulum5-v1"), ("continuous", "Pendulum-v1")):
+        made = (
+            "control",
+            "collect",
+            env,
+            "-o",
+            folder / env,
+            "--policy",
+            "scripted,epsilon=0.5",
+            "--steps",
+            3000,
+        )
+        holdfast(*made)
+        logs[actions] = folder / f"{env}-judged"
+        holdfast("control", "label", folder / env, "-o", logs[actions], "--queries", 200, "--length", 20)
+    rng, equal, said = random.Random(0), 0, []
+    every = [(kind, actions) for kind, forms in sorted(ALGORITHMS.items()) for actions in sorted(forms)]
+    for kind, actions in [("bc", "discrete"), *(e for e in every if e != ("bc", "discrete"))]:
+        settings = {"updates": 10, "replicas": 3, "hidden": [32, 32]}
+        if kind == "fqe":
+            settings["reference"] = str(folder / "whole-bc-discrete")
+        recipe = folder / f"{kind}-{actions}.toml"
+        table = "".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items())
+        trees = "trees = 5\n" if kind == "fqi_trees" else ""
+        recipe.write_text(
+            f'[data]\ndataset = "{logs[actions]}"\n[control]\n{table}[objective]\nkind = "{kind}"\n{trees}'
+            "[train]\nsteps = 40\nbatch = 64\ncheckpoint_every = 4\n"
+        )
+        whole, run = folder / f"whole-{kind}-{actions}", folder / f"killed-{kind}-{actions}"
+        done = holdfast("train", recipe, "-o", whole)
+        process = subprocess.Popen(
+            [*HOLDFAST, "train", str(recipe), "-o", str(run), "--quiet"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        least = rng.randrange(1, 39)
+        while process.poll() is None and _steps_taken(run) < least:
+            time.sleep(0.0005)
+        before_end = process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        steps = _steps_taken(run)
+        again = holdfast("resume", run)
+        files = ("ledger.jsonl", "metrics.jsonl", "model/model.safetensors", "model/policy.json")
+        same = (
+            all((whole / f).read_bytes() == (run / f).read_bytes() for f in files)
+            and again["ledger_head"] == done["ledger_head"]
+        )
+        same = same and holdfast("verify", run)["ok"] and holdfast("replay", run, "--steps", "37:40")["ok"]
+        equal += same
+        said.append([kind, actions, steps, before_end, same])
+        print(
+            f"  {kind}, {actions}: killed after {steps} of 40 steps, {'same bytes' if same else 'DIFFERENT'}",
+            flush=True,
+        )
+    return {
+        "met": equal == len(every),
+        "equal": equal,
+        "of": len(every),
+        "before the end": sum(x[3] for x in said),
+        "rows": said,
+    }
+
+
 def _steps_taken(run: Path) -> int:
     """Of the base and of the run, as their ledgers say."""
     ledgers = [p for p in (run / "base" / "ledger.jsonl", run / "ledger.jsonl") if p.exists()]
@@ -304,7 +373,7 @@ def ranks(folder: Path) -> dict[str, Any]:
 
 
 BARS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    f.__name__: f for f in (twice, kill, flip, packed, accumulate, malformed, demo, real, ranks)
+    f.__name__: f for f in (twice, kill, flip, packed, accumulate, malformed, demo, real, ranks, control)
 }
 
 

@@ -62,6 +62,31 @@ def test_a_head_that_is_not_trained_has_its_gradient_made_in_the_forward(kind, c
 
 
 @pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_kept_probabilities_give_the_same_without_a_second_pass(kind, chunk):
+    hidden, head, target = _make(**HEADS[kind])
+    inputs = [hidden, head.weight, *([head.bias] if head.bias is not None else [])]
+    up = torch.linspace(-1, 2, len(target), dtype=torch.float64)
+    plain, kept = (token_logps(hidden, head, target, chunk, keep) for keep in (False, True))
+    torch.testing.assert_close(kept, plain, atol=0, rtol=0)
+    expected = torch.autograd.grad(plain, inputs, up)
+    products: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            products.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        got = torch.autograd.grad(kept, inputs, up)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+    chunks = -(-len(target) // chunk)
+    mm = sum("aten.mm" in name or "addmm" in name for name in products)
+    assert mm == (3 if head.bias is not None else 2) * chunks  # for hidden, weight and bias; none for the logits
+
+
+@pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 def test_value_and_gradient_in_float64(kind, chunk):
     hidden, head, target = _make(**HEADS[kind])

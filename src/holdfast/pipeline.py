@@ -367,7 +367,7 @@ def _objective(
         scorer.divide()
         judge = RewardScorer(scorer, tokens, asked.judges, micro, asked.ensemble)
     else:
-        policy = Policy(model, recipe.model.compute)
+        policy = Policy(model, recipe.model.compute, keep=bool(recipe.run.keep_probabilities))
         mentions = [term.mentions(np.arange(len(term.view))) for term in terms]
         prompts, responses = (np.concatenate(each).tolist() for each in zip(*mentions, strict=True))
         table = recipe.reference

@@ -47,6 +47,11 @@ class RunTable(Table):
         None,
         description="layers are computed again in the backward instead of kept: less memory, about a third more time",
     )
+    keep_probabilities: bool | None = Field(
+        None,
+        description="each response token's probabilities over the vocabulary stay in memory for the backward instead of being made again: "
+        "one product with the head less, 4 bytes x vocabulary a token more",
+    )
     parallel: Literal["replicated", "sharded"] | None = Field(
         None,
         description="several processes: each with all weights (default), or with its share of them (FSDP2)",
@@ -398,8 +403,9 @@ class ControlRecipe(Written):
             raise ValueError('[objective] needs kind = "cql", "iql", "bc", ...')
         if self.run.device != "cpu" or self.run.dtype != "float32":
             raise ValueError("[run] control computes on the cpu in float32: its networks are small")
-        if self.run.checkpointing is not None or self.run.parallel is not None:
-            raise ValueError("[run] checkpointing and parallel have no effect in control; leave them out")
+        for key in ("checkpointing", "keep_probabilities", "parallel"):
+            if getattr(self.run, key) is not None:
+                raise ValueError(f"[run] {key} has no effect in control; leave it out")
         return self
 
 
@@ -431,7 +437,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], settings: Sequence[str] 
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], settings: Sequence[str] = ()) -> Recipe | ControlRecipe:
-    """A recipe, of control where it has a table [control], from a TOML file or a mapping, with `key=value` settings (dotted keys, TOML values) laid over it.
+    """A recipe, of control where it has a table [control], from a TOML file or a mapping.
+
+    `key=value` settings (dotted keys, TOML values) are laid over it.
 
     Raises RecipeError naming the key, its value and what is allowed.
     """

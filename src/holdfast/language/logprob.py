@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens from hidden states, a chunk of the vocabulary's logits at a time.
 
-Only response tokens come here. A full (N, V) tensor is never made: the forward keeps one number per token (the
+Only response tokens come here. A full (N, V) tensor is not made unless it is asked for (`keep`): the forward keeps one number per token (the
 log-sum-exp), the backward makes each chunk's logits again. Sums over the vocabulary are in fp32 (fp64 stays fp64).
 Every sum has one order, so the same input gives the same bytes.
 
@@ -51,18 +51,23 @@ def chunk_tokens(vocabulary: int) -> int:
     return max(CHUNK_TOKENS, CHUNK_LOGITS // vocabulary)
 
 
-def token_logps(hidden_NH: torch.Tensor, head: Head, target_N: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
-    """log p(target_n | hidden_n), (N,) fp32 (fp64 for fp64). Differentiable in hidden, weight and bias, once."""
-    return _TokenLogps.apply(
-        hidden_NH, head.weight, head.bias, target_N, head.scale, head.softcap, chunk or chunk_tokens(len(head.weight))
-    )
+def token_logps(
+    hidden_NH: torch.Tensor, head: Head, target_N: torch.Tensor, chunk: int | None = None, keep: bool = False
+) -> torch.Tensor:
+    """log p(target_n | hidden_n), (N,) fp32 (fp64 for fp64). Differentiable in hidden, weight and bias, once.
+
+    keep: the softmax of every token stays in memory, (N, V) of the weight's type, and the backward has no second pass.
+    """
+    chunk = chunk or chunk_tokens(len(head.weight))
+    return _TokenLogps.apply(hidden_NH, head.weight, head.bias, target_N, head.scale, head.softcap, chunk, keep)
 
 
 class _TokenLogps(torch.autograd.Function):
     """With p the softmax and t the target, d logp / d z = onehot(t) - p; a softcap bends both by dz'/dz = 1 - (z' / softcap)^2.
 
     A head that is trained needs p again in the backward, for its own gradient. One that is not (adapters) needs no second pass: what a
-    token's log-probability pulls at its hidden state, `pull_NH`, is made in the forward, while p is there.
+    token's log-probability pulls at its hidden state, `pull_NH`, is made in the forward, while p is there. With `keep`
+    p stays, where there is memory for it.
     """
 
     @staticmethod
@@ -75,31 +80,37 @@ class _TokenLogps(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         chunk: int,
+        keep: bool,
     ) -> torch.Tensor:
         head = Head(weight_VH, bias_V, scale, softcap)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         ctx.frozen = not (wants_weight or wants_bias)
-        logp, lse = [], []
+        keep = keep and not ctx.frozen
+        logp, lse, kept = [], [], []
         pull_NH = torch.empty_like(hidden_NH) if ctx.frozen and wants_hidden else None
         for part in _parts(len(hidden_NH), chunk):
             target_C1 = target_N[part, None]
             z_CV = head.logits(hidden_NH[part])
             logit_C1, most_C1 = z_CV.gather(1, target_C1), z_CV.amax(-1, keepdim=True)
-            bend_CV = None if softcap is None or pull_NH is None else 1 - (z_CV / softcap) ** 2
+            bend_CV = None if softcap is None or (pull_NH is None and not keep) else 1 - (z_CV / softcap) ** 2
             e_CV = z_CV.sub_(most_C1).exp_()
             sum_C1 = e_CV.sum(-1, keepdim=True)
             lse.append((most_C1 + sum_C1.log())[:, 0])
             logp.append(logit_C1[:, 0] - lse[-1])
+            if pull_NH is None and not keep:
+                continue
+            p_CV, own_C1 = e_CV.div_(sum_C1), torch.full_like(sum_C1, scale)
+            if bend_CV is not None:
+                p_CV.mul_(bend_CV)
+                own_C1 *= bend_CV.gather(1, target_C1)
+            if keep:
+                kept += [p_CV.to(weight_VH.dtype), own_C1]
             if pull_NH is not None:
-                p_CV, own_C1 = e_CV.div_(sum_C1), torch.full_like(sum_C1, scale)
-                if bend_CV is not None:
-                    p_CV.mul_(bend_CV)
-                    own_C1 *= bend_CV.gather(1, target_C1)
                 pull_NH[part] = weight_VH[target_N[part]] * own_C1 - _times(p_CV, weight_VH) * scale
         if ctx.frozen:
             ctx.save_for_backward(pull_NH)
         else:
-            ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, torch.cat(lse))
+            ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, torch.cat(lse), *kept)
         ctx.settings = (scale, softcap, chunk)
         return torch.cat(logp)
 
@@ -108,8 +119,8 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.frozen:
             (pull_NH,) = ctx.saved_tensors
-            return (pull_NH * grad_N[:, None]).to(pull_NH.dtype), None, None, None, None, None, None
-        hidden_NH, weight_VH, bias_V, target_N, lse_N = ctx.saved_tensors
+            return (pull_NH * grad_N[:, None]).to(pull_NH.dtype), *[None] * 7
+        hidden_NH, weight_VH, bias_V, target_N, lse_N, *kept = ctx.saved_tensors
         scale, softcap, chunk = ctx.settings
         head = Head(weight_VH, bias_V, scale, softcap)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -119,16 +130,18 @@ class _TokenLogps(torch.autograd.Function):
         weight_grad: torch.Tensor | None = None
         bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
         # The two terms of the gradient go apart, so that the chunk's only passes over (C, V) are those that make p.
-        for part in _parts(len(hidden_NH), chunk):
+        for i, part in enumerate(_parts(len(hidden_NH), chunk)):
             h_CH, target_C = hidden_NH[part], target_N[part]
             g_C1 = (grad_N[part].to(wide) * scale)[:, None]
-            z_CV = head.logits(h_CH)
-            bend_CV = None if softcap is None else 1 - (z_CV / softcap) ** 2
-            p_CV = z_CV.sub_(lse_N[part, None]).exp_()
-            t_C1 = g_C1
-            if bend_CV is not None:
-                p_CV.mul_(bend_CV)
-                t_C1 = g_C1 * bend_CV.gather(1, target_C[:, None])
+            if kept:
+                p_CV, t_C1 = kept[2 * i].to(wide), grad_N[part].to(wide)[:, None] * kept[2 * i + 1]
+            else:
+                z_CV = head.logits(h_CH)
+                bend_CV = None if softcap is None else 1 - (z_CV / softcap) ** 2
+                p_CV, t_C1 = z_CV.sub_(lse_N[part, None]).exp_(), g_C1
+                if bend_CV is not None:
+                    p_CV.mul_(bend_CV)
+                    t_C1 = g_C1 * bend_CV.gather(1, target_C[:, None])
             narrow_CV = p_CV.to(weight_VH.dtype)
             if hidden_grad is not None:
                 hidden_grad[part] = weight_VH[target_C] * t_C1 - _times(narrow_CV, weight_VH) * g_C1
@@ -143,10 +156,7 @@ class _TokenLogps(torch.autograd.Function):
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight_VH.dtype),
             None if bias_grad is None or bias_V is None else bias_grad.to(bias_V.dtype),
-            None,
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 

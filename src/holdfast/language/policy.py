@@ -35,9 +35,9 @@ from holdfast.language import adapters, logprob
 from holdfast.language.attention import NAME, CannotPack, attending
 from holdfast.language.logprob import Head, token_logps
 from holdfast.language.packing import Batch, Groups, Packed, Padded, TokenSource, pack, pad
-from holdfast.training.products import Linear, quicken
 from holdfast.training.checkpoint import weights_digest
 from holdfast.training.determinism import derive
+from holdfast.training.products import Linear, quicken
 from holdfast.training.ranks import here
 
 T = TypeVar("T")
@@ -218,10 +218,11 @@ class Policy(_Network):
     """A causal language model as a policy: log-probabilities of responses under their prompts.
 
     model: an AutoModelForCausalLM, plain or wrapped by peft. chunk: tokens per chunk of the logits (default: a few MiB of
-    them).
+    them). keep: their softmax is kept for the backward, not made again.
     """
 
-    def __init__(self, model: Any, compute: Compute = "auto", chunk: int | None = None):
+    def __init__(self, model: Any, compute: Compute = "auto", chunk: int | None = None, keep: bool = False):
+        self.keep = keep
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         if getattr(inner, "get_output_embeddings", lambda: None)() is None:
             raise HoldfastError(
@@ -254,7 +255,7 @@ class Policy(_Network):
         if isinstance(batch, Packed):
             hidden_NH, head = self._hidden(batch).index_select(0, batch.source_N), self._head()
             chunk = self.chunk or logprob.chunk_tokens(len(head.weight))
-            token_N = token_logps(hidden_NH, head, batch.target_N, chunk)
+            token_N = token_logps(hidden_NH, head, batch.target_N, chunk, self.keep)
             if squares:
                 squares_N = logprob.token_squares(lambda part: head.logits(hidden_NH[part]), n, chunk)
             if theirs is not None:
