@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import tiny_models
-from holdfast.training import products
 from holdfast.language.packing import pack, pad
 from holdfast.language.policy import Policy
+from holdfast.training import products
 
 SHAPES = [(300, 96, 700), (2000, 64, 80), (70, 600, 3000)]  # rows, inputs, outputs: above products.LEAST
 
