@@ -323,7 +323,8 @@ def judge(of: dict[str, np.ndarray], reps: int = 10000) -> dict[str, Any]:
         best = np.max([by[r] for r in WRONG if r in by], axis=0)
         out = {"gate": by["true"] - np.maximum(best, by["bc"])}
         if "learnt" in by:
-            out["share"] = (by["learnt"] - best) / (by["true"] - best)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                out["share"] = (by["learnt"] - best) / (by["true"] - best)
         return {**by, **out}
 
     points = measure(point)
@@ -405,7 +406,12 @@ def _task(name: str, set_: str, title: str, figures: dict[str, Any]) -> list[str
         f"Gate: the true reward is {point:,.0f} ({low:,.0f} to {high:,.0f}) above the best of the others: the task {word}.",
     ]
     out[-1] += f" {D} dataset{'s' * (D > 1)} x {S} seed{'s' * (S > 1)}."
-    if "share" in said and low > 0:
+    if "share" in said and low > 0 and said["share"][0] < 0:
+        best = max(said[r][0] for r in WRONG if r in said)
+        out.append(
+            f"The learnt reward is {best - said['learnt'][0]:,.0f} below the best wrong one: it has none of the gap."
+        )
+    elif "share" in said and low > 0:
         point, low, high = (100 * x for x in said["share"])
         Q = of["learnt"].shape[1]
         out.append(
