@@ -125,7 +125,7 @@ A reward counts as learnt only where a wrong one does not do: **the gate** asks 
 ones and cloning, with the whole interval above 0. CartPole, whose reward is the same at every step, is never used for preferences."""
 ROWS_SAID = """\
 The same rows on one fresh dataset each. What fails the gate is shown with its figures, and is used as evidence of nothing about learnt
-rewards. Hopper's episodes end where it falls, so that a constant in the reward, which pays for living, is half the task: a reward that is
+rewards. Hopper's episodes end where it falls, so that a constant in the reward, which pays for living, is much of the task: a reward that is
 only shuffled has it. Segments of one length cannot tell a constant, and a learnt reward does not have it; the row that has the true mean added shows
 what it is worth."""
 
