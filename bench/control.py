@@ -3,7 +3,7 @@
     python bench/control.py                 all (about ten minutes on four quiet cores)
     python bench/control.py cql bcq         some
 
-Peers run in environments of their own, made from bench/peers/*.txt on first use. Results: bench/results/control.json and, from it,
+Peers run in environments of their own, made from bench/peers/*.txt on first use. Results: bench/results/control-speed.json and, from it,
 docs/control-speed.md.
 """
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="0: losses alone")
     asked = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    kept = RESULTS / "control.json"
+    kept = RESULTS / "control-speed.json"
     results = {(r["kind"], r["members"]): r for r in (json.loads(kept.read_text()) if kept.exists() else [])}
     for kind, what, members, bar in BARS:
         if (asked.kinds and kind not in asked.kinds) or (members > 1 and not asked.rounds):

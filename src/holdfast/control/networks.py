@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.training.determinism import derive
-from holdfast.training.products import product, quicker
+from holdfast.training.products import affine, product, quicker
 
 
 class MLP(nn.Module):
@@ -112,11 +112,12 @@ class _Perceptron(torch.autograd.Function):
         for m in range(len(g_MBO)):
             g, inputs = g_MBO[m], saved[m * n : (m + 1) * n]
             for i in range(n - 1, -1, -1):
-                if i < n - 1:
-                    g = torch.ops.aten.threshold_backward(g, inputs[i + 1], 0)
+                if i < n - 1:  # g is ours alone by now
+                    torch.ops.aten.threshold_backward.grad_input(g, inputs[i + 1], 0, grad_input=g)
                 w, b = to_w[i], to_b[i]
                 if w is not None and b is not None:
-                    if quicker(g.T, inputs[i].T):
+                    # Over many rows to few weights the other library would first bring both into its order.
+                    if len(g) <= 8 * max(w.shape[1:]) and quicker(g.T, inputs[i].T):
                         w[m].copy_(product(g.T, inputs[i].T))
                     else:
                         torch.mm(g.T, inputs[i], out=w[m])
@@ -135,12 +136,7 @@ def _forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> 
         h, mine = x[m], []
         for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
             mine.append(h)
-            if not torch.compiler.is_compiling() and quicker(h, w[m]):
-                h = product(h, w[m]).add_(b[m])
-            else:
-                h = torch.addmm(b[m], h, w[m].T)
-            if i < len(weights) - 1:
-                h = h.relu_()
+            h = affine(h, w[m], b[m], relu=i < len(weights) - 1)
         inputs.append(mine)
         outputs.append(h)
     return torch.stack(outputs), inputs

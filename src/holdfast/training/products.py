@@ -54,6 +54,17 @@ def quicker(a_MI: Tensor, b_OI: Tensor) -> bool:
     return len(a_MI) * b_OI.numel() >= LEAST and _suits(a_MI) and _suits(b_OI) and _onednn() is not None
 
 
+def affine(x_MI: Tensor, weight_OI: Tensor, bias_1O: Tensor, relu: bool) -> Tensor:
+    """x W^T + b, (M, O), negative numbers as 0 where `relu`. Not differentiable."""
+    if not torch.compiler.is_compiling() and quicker(x_MI, weight_OI):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x_MI, weight_OI, bias_1O[0], "relu" if relu else "none", [], ""
+        )
+        return out
+    out = torch.addmm(bias_1O, x_MI, weight_OI.T)
+    return out.relu_() if relu else out
+
+
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b over the last axis. Differentiable, once where oneDNN computes it."""
     rows = x.numel() // weight_OI.shape[1]
