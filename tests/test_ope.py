@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 import pytest
 from scipy.optimize import minimize
+from scipy.stats import norm
 from scipy.stats import t as student_t
 from typer.testing import CliRunner
 
@@ -342,11 +343,37 @@ def test_intervals_by_hand() -> None:
     )
     # the 1st and the 39th of 39 resamples: 39 + 1 = 40 times 0.025 and 0.975
     B = np.arange(1.0, 40.0)
-    assert intervals.percentile(B) == (1.0, 39.0)
     assert intervals.bootstrap_t(10.0, 2.0, 10 + B - 20, np.full(39, 4.0)) == (10 - 2 * 19 / 4, 10 + 2 * 19 / 4)
-    assert intervals.percentile(np.where(B < 3, np.nan, B)) == (-np.inf, np.inf)
     half = student_t.ppf(0.975, 3) * 0.1 * np.sqrt(1.25)
     assert intervals.widened(1.0, (0.0, 1.5), 0.1, 4) == pytest.approx((1 - np.hypot(1, half), 1 + np.hypot(0.5, half)))
+
+
+def test_quantiles_of_resamples_are_expanded_for_few_episodes() -> None:
+    # 64 episodes: t of 63 degrees is 1.998341, times sqrt(64 / 63) 2.014139, of which Phi(-x) is 0.0219975
+    draw = np.random.default_rng(0)
+    B = draw.permutation(np.arange(1.0, 10_000.0))  # the k-th of 9,999 is k, so a quantile at p is 10,000 p
+    assert intervals.percentile(B, 64) == pytest.approx((219.975, 10_000 - 219.975), abs=0.01)
+    assert intervals.percentile(B, 512) == pytest.approx((246.182, 10_000 - 246.182), abs=0.01)
+    assert intervals.percentile(B, 10**9) == pytest.approx((250.0, 9750.0), abs=0.01)  # many: the plain quantiles
+    assert intervals.percentile(B, 64, 0.5)[0] == pytest.approx(2470.6, abs=0.1)  # t 0.678404: 0.683767
+    # 119 resamples: 120 x 0.0219975 = 2.6397, so 0.6397 of the way from the 2nd to the 3rd
+    few = np.r_[10.0, 20.0, 40.0, np.full(113, 50.0), 60.0, 80.0, 90.0]
+    assert intervals.percentile(few, 64) == pytest.approx((20 + 0.6397 * 20, 80 - 0.6397 * 20), abs=0.01)
+    # what is not defined could lie anywhere; and 39 resamples do not reach the 0.4 % that 7 episodes ask for
+    few[50] = np.nan
+    assert intervals.percentile(few, 64) == pytest.approx((10 + 0.6397 * 10, 90 - 0.6397 * 10), abs=0.01)
+    few[51:53] = np.nan
+    assert intervals.percentile(few, 64) == (-np.inf, np.inf)
+    assert intervals.percentile(np.arange(39.0), 7) == (-np.inf, np.inf)
+    # normal resamples of the spread that n episodes give: Student's interval
+    n, x = 16, draw.normal(size=16)
+    normal = x.mean() + norm.ppf(np.arange(1, 20_000) / 20_000) * x.std() / np.sqrt(n)
+    assert intervals.percentile(normal, n) == pytest.approx(intervals.student(x.mean(), x - x.mean()), abs=1e-4)
+    # and where there are few: 20 resamples of 5 episodes have 1 / (1/19 + 1/4) = 3.304 degrees of freedom
+    low, high = intervals.spread(1.0, normal[::1000], 5)
+    assert (1 - low, high - 1) == pytest.approx(
+        [student_t.ppf(0.975, 3.3043) * np.sqrt(1.25) * normal[::1000].std(ddof=1)] * 2, rel=1e-4
+    )
 
 
 def test_exact_intervals_cut_weights_and_keep_to_the_range() -> None:

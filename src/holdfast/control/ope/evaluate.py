@@ -179,11 +179,11 @@ def evaluate_policy(
             if "fqe" not in name:  # a fit's own misses are too small: 86 to 93 % by simulation
                 made["student"] = intervals.student(e.value, e.influence_E, confidence)
         if len(e.value_B) < 100:
-            made["bootstrap"] = intervals.spread(e.value, e.value_B, confidence)
+            made["bootstrap"] = intervals.spread(e.value, e.value_B, n, confidence)
         elif se is not None and e.se_B is not None:
             made["bootstrap"] = intervals.bootstrap_t(e.value, se, e.value_B, e.se_B, confidence)
         else:
-            made["bootstrap"] = intervals.percentile(e.value_B, confidence)
+            made["bootstrap"] = intervals.percentile(e.value_B, n, confidence)
         if len(reward_KT) > 1:
             sd = float(np.std(e.value_K, ddof=1))
             made = {k: intervals.widened(e.value, x, sd, len(reward_KT), confidence) for k, x in made.items()}

@@ -6,6 +6,7 @@ The exact ones (Hoeffding, empirical Bernstein) need a range that is known and n
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import norm
 from scipy.stats import t as student_t
 
 Interval = tuple[float, float]
@@ -28,28 +29,41 @@ def bootstrap_t(value: float, se: float, value_B: np.ndarray, se_B: np.ndarray, 
     if not np.isfinite(se):
         return EVERYTHING
     z_B = np.divide(value_B - value, se_B, out=np.zeros_like(value_B), where=~(se_B <= 0))
-    return value - se * _quantile(z_B, (1 + confidence) / 2), value - se * _quantile(z_B, (1 - confidence) / 2)
+    tail = (1 - confidence) / 2
+    return value + se * _lower(-z_B, tail), value - se * _lower(z_B, tail)
 
 
-def percentile(value_B: np.ndarray, confidence: float = 0.95) -> Interval:
-    """The quantiles of the resamples' values: for what is refitted, whose standard error no formula here has in full."""
-    return _quantile(value_B, (1 - confidence) / 2), _quantile(value_B, (1 + confidence) / 2)
+def percentile(value_B: np.ndarray, episodes: int, confidence: float = 0.95) -> Interval:
+    """The expanded quantiles of the resamples' values (Hesterberg 2015): for what is refitted, whose standard error no
+    formula here has in full. Resamples of n episodes have sqrt((n - 1) / n) of the spread that they stand for, and
+    their quantiles take it for known. At levels Phi(-+ sqrt(n / (n - 1)) t) both are made good, and resamples that are
+    normal give Student's interval: 2.2 % at each end for 2.5 % of 64 episodes. Very few episodes ask for a level that
+    the resamples do not reach: that end is infinite."""
+    t = student_t.ppf((1 + confidence) / 2, episodes - 1)
+    level = float(norm.cdf(-t * np.sqrt(episodes / (episodes - 1))))
+    return _lower(value_B, level), -_lower(-value_B, level)
 
 
-def spread(value: float, value_B: np.ndarray, confidence: float = 0.95) -> Interval:
-    """value +- t sd of the resamples' values: for resamples too few for quantiles."""
+def spread(value: float, value_B: np.ndarray, episodes: int, confidence: float = 0.95) -> Interval:
+    """value +- t sqrt(n / (n - 1)) sd of the resamples' values: for resamples too few for quantiles. The degrees of
+    freedom are those of an sd that B resamples of n episodes know: 1 / df = 1 / (B - 1) + 1 / (n - 1)."""
     if not np.isfinite(value_B).all():
         return EVERYTHING
-    half = student_t.ppf((1 + confidence) / 2, len(value_B) - 1) * np.std(value_B, ddof=1)
+    n, B = episodes, len(value_B)
+    t = student_t.ppf((1 + confidence) / 2, 1 / (1 / (B - 1) + 1 / (n - 1)))
+    half = t * np.sqrt(n / (n - 1)) * np.std(value_B, ddof=1)
     return value - float(half), value + float(half)
 
 
-def _quantile(x_B: np.ndarray, p: float) -> float:
-    """The k-th smallest of B, k = p (B + 1) rounded outward. An undefined one could lie anywhere, so it lies outside."""
-    B = len(x_B)
-    k = int(np.floor(p * (B + 1))) if p < 0.5 else int(np.ceil(p * (B + 1)))
-    x_B = np.sort(np.where(np.isnan(x_B), -np.inf if p < 0.5 else np.inf, x_B))
-    return float(x_B[k - 1]) if 1 <= k <= B else float("-inf" if p < 0.5 else "inf")
+def _lower(x_B: np.ndarray, p: float) -> float:
+    """The p-quantile, p below a half: at p (B + 1) among the sorted B, linear in between. An undefined one could lie
+    anywhere, so it lies below; so does the quantile where p is below 1 / (B + 1)."""
+    at = round(p * (len(x_B) + 1), 9)
+    k, part = int(at), at % 1
+    x_B = np.sort(np.where(np.isnan(x_B), -np.inf, x_B))
+    if k < 1 or x_B[k - 1] == -np.inf:
+        return -np.inf
+    return float((1 - part) * x_B[k - 1] + part * x_B[k] if part else x_B[k - 1])
 
 
 def hoeffding_below(x_E: np.ndarray, ceiling: float, delta: float) -> float:
