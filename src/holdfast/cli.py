@@ -548,6 +548,10 @@ def inspect(
     embedder: Annotated[
         Path | None, typer.Option(help="A sentence-transformers folder, for meanings in place of words.")
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A language model's folder, or a run's: which pairs does it find alike (CHES)?"),
+    ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(help="Count by this, too: licence, rubric, or a key of the rows; may be given again."),
@@ -568,6 +572,11 @@ def inspect(
         from holdfast.language.embedding import load_embedder
 
         embed, named = load_embedder(embedder)
+    ches, policy = None, None
+    if model is not None:
+        from holdfast.language.displacement import load_ches
+
+        ches, policy = load_ches(model)
     ds = open_dataset(dataset)
     found = inspect_dataset(
         ds,
@@ -576,6 +585,8 @@ def inspect(
         target=target,
         embed=embed,
         embedder=named,
+        ches=ches,
+        model=policy,
         tokenizer=tokenizer,
         max_length=max_length,
         columns=column or (),

@@ -271,6 +271,13 @@ class Policy(_Network):
                 kl_N = (logq_NV.exp() * (logq_NV - logp_NV)).sum(-1)
         return token_N, squares_N, kl_N
 
+    @torch.no_grad()
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """(N, H): the last hidden state that predicts each response token, of its prompt and the tokens before it: what the output
+        head reads. No gradient.
+        """
+        return self._at_hand(lambda: self._hidden(batch).index_select(0, batch.source_N))
+
     def _same_vocabulary(self, reference: Policy) -> int:
         vocab = [p.model.get_output_embeddings().weight.shape[0] for p in (self, reference)]
         if vocab[0] != vocab[1]:

@@ -33,6 +33,7 @@ TITLES = {
     "position": "Position", "contradictions": "Contradictions", "cycles": "Cycles", "sources": "Sources", "agreement": "Agreement",
     "noise": "Label noise", "duplicates": "Duplicates", "leakage": "Leaks across the split", "against": "Evaluation sets",
     "coverage": "Coverage", "target": "Target prompts", "similarity": "How alike the two responses are",
+    "displacement": "How alike the two responses are to the model",
     "samples": "The policy's own samples",
 }  # fmt: skip
 KEY = (
@@ -111,6 +112,8 @@ def _pictures(name: str, findings: Sequence[Finding], found: Inspection) -> Mark
         return charts.lengths(found.material)
     if name == "similarity":
         return charts.similarities(named["similarity/pairs"])
+    if name == "displacement":
+        return markup('<div class="grid2">{}</div>', joined([charts.ches(f) for f in findings]))
     if name == "sources" and "sources/strengths" in named:
         return charts.sources_graph(named["sources/strengths"])
     if name == "coverage":

@@ -297,3 +297,11 @@ def similarities(finding: Finding) -> Markup:
     said = finding.facts["histogram"]
     edges, counts = said["edges"], said["counts"]
     return plots.histogram(finding.title, edges, counts, x_label="edit similarity", words=None)
+
+
+def ches(finding: Finding) -> Markup:
+    """How the scores lie about 0, where a response is as alike to the other as to itself; the outermost bars hold what is beyond."""
+    said = finding.facts["histogram"]
+    return plots.histogram(
+        finding.rows.what, said["edges"], said["counts"], x_label="score", words=("below 0", "above 0")
+    )

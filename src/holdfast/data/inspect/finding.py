@@ -111,6 +111,7 @@ WITHOUT: dict[str, tuple[Callable[[Material], bool], str]] = {
     "against": (lambda m: bool(m.against), "no evaluation set was named (--against FILE)"),
     "tokenizer": (lambda m: m.tokenizer is not None, "no tokenizer was named (--tokenizer FOLDER)"),
     "samples": (lambda m: m.samples is not None, "no samples of the policy were named (--samples FILE)"),
+    "ches": (lambda m: m.ches is not None, "no language model was named (--model FOLDER)"),
     "target": (lambda m: m.target is not None, "no target prompts were named (--target FILE)"),
 }
 

@@ -128,6 +128,8 @@ def inspect_dataset(
     samples: str | Path | None = None,
     embed: Callable[[Sequence[str]], np.ndarray] | None = None,
     embedder: str | None = None,
+    ches: Callable[[Dataset, np.ndarray, np.ndarray, int], np.ndarray] | None = None,
+    model: str | None = None,
     only: Iterable[str] | None = None,
     power: bool | int = False,
     progress: Callable[[str], None] | None = None,
@@ -138,7 +140,8 @@ def inspect_dataset(
     overlap. target: prompts that the model is meant for. tokenizer: a tokenizer.json or a model's folder; max_length:
     tokens of prompt and response at which training will cut. columns: of the judgements, or keys of what else their rows
     said, to count by beside category, annotator and source. samples: a file of what the policy itself wrote. embed: texts
-    to (n, d) unit vectors, in place of TF-IDF; embedder: its name, for the record. seed: of the bootstrap, folds and
+    to (n, d) unit vectors, in place of TF-IDF; embedder: its name, for the record. ches, model: the score of pairs under a language
+    model and its name, as `language.displacement.load_ches` gives them. seed: of the bootstrap, folds and
     samples; times: resamples; sample: comparisons that fitted probes look at. only: names of detectors (default: all).
     power: plant each fault in copies of the dataset (20 at each strength, or that many), to say what would have been found.
 
@@ -167,6 +170,7 @@ def inspect_dataset(
         columns=columns,
         samples=samples,
         embed=embed,
+        ches=ches,
     )
     findings, skipped = examine(looked_at, wanted, progress)
     options = {
@@ -174,12 +178,13 @@ def inspect_dataset(
         "against": [o.name for o in looked_at.against],
         "target": None if looked_at.target is None else looked_at.target.name,
         "tokenizer": None if tokenizer is None else Path(tokenizer).name,
-        "max_length": max_length if tokenizer is not None else None,
+        "max_length": max_length if tokenizer is not None or ches is not None else None,
         "seed": seed,
         "times": times,
         "sample": sample,
         "detectors": wanted,
         **({"embedder": embedder or "unnamed"} if embed else {}),
+        **({"model": model or "unnamed"} if ches else {}),
         **({"columns": list(columns)} if columns else {}),
         **({"samples": looked_at.samples.name} if looked_at.samples else {}),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,9 @@ class Material:
     columns: further columns of the judgements that the user named: (name, (J,) int32 codes, the values they stand for).
     prompt_part: (P,) int8 code into `parts`: the side of the split each prompt's judgements are on.
     row_id: the digest of a judgement. against, target, samples: what the user named to compare
-        with. embed: texts to (n, d) unit vectors, in place of words.
+        with. embed: texts to (n, d) unit vectors, in place of words. ches: (n, 2) the CHES of pairs, by length and as it is, from
+        the preferred and the other response of each (the dataset's numbers, so not of a copy with other texts) and the most tokens
+        of prompt and response; nan: none.
     """
 
     prompts: Texts
@@ -188,6 +190,7 @@ class Material:
     target: Outside | None = None
     samples: Samples | None = None
     embed: Callable[[Sequence[str]], np.ndarray] | None = None
+    ches: Callable[[np.ndarray, np.ndarray, int], np.ndarray] | None = None
     tokenizer: TokenCounter | None = None
     max_length: int = 2048
     seed: int = 0
@@ -309,13 +312,15 @@ def material(
     columns: Sequence[str] = (),
     samples: str | Path | None = None,
     embed: Callable[[Sequence[str]], np.ndarray] | None = None,
+    ches: Callable[[Dataset, np.ndarray, np.ndarray, int], np.ndarray] | None = None,
 ) -> Material:
     """The material of a frozen dataset.
 
     split: a folder with a split of it. against: files or frozen datasets that it must not overlap. target: prompts that
     the model is meant for. tokenizer: a tokenizer.json, or a model's folder. columns: further columns of the judgements,
     or keys of what else their rows said, to count by. samples: a file of what the policy itself wrote. embed:
-    a function from texts to (n, d) unit vectors, in place of TF-IDF. Raises DataError for what cannot be read.
+    a function from texts to (n, d) unit vectors, in place of TF-IDF. ches: as
+    `language.displacement.load_ches` makes it. Raises DataError for what cannot be read.
     """
     view = comparisons(ds, np.arange(ds.n_judgements))
     table = ds.judgements
@@ -395,6 +400,7 @@ def material(
         columns=tuple(_column(ds, name) for name in columns),
         samples=None if samples is None else read_samples(samples),
         embed=embed,
+        ches=None if ches is None else partial(ches, ds),
     )
 
 

@@ -1,10 +1,13 @@
-"""Pairs whose two responses are nearly the same: there, preference losses push both down (likelihood displacement)."""
+"""Pairs whose two responses are nearly the same, in words or to a model: there, preference losses push both down (likelihood
+displacement).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from holdfast.data.inspect.finding import Finding, Rows, by_cells, detector, graded, share
 from holdfast.data.inspect.material import Material
@@ -47,8 +50,8 @@ def edit_similarity(one: str, other: str) -> float:
     return 1.0 if not longest else 1 - edit_distance(a, b) / longest
 
 
-@detector("similarity", "text", "comparisons")
-def similarity(material: Material) -> Iterator[Finding]:
+def _edit(material: Material) -> np.ndarray:
+    """(n,) the edit similarity of each of the comparisons at `material.sampled`."""
     at = material.sampled
 
     def measure() -> np.ndarray:
@@ -64,7 +67,18 @@ def similarity(material: Material) -> Iterator[Finding]:
         return out
 
     pairs = np.stack([material.a[at], material.b[at]]).tobytes()
-    alike = material.responses.remember(("edit", pairs), measure)
+    return material.responses.remember(("edit", pairs), measure)
+
+
+def _looked(material: Material) -> str:
+    """How many comparisons were looked at, where it was not all."""
+    n, every = len(material.sampled), len(material)
+    return "" if n == every else f" (of {n:,} of {every:,} comparisons, whole prompts at random)"
+
+
+@detector("similarity", "text", "comparisons")
+def similarity(material: Material) -> Iterator[Finding]:
+    at, alike = material.sampled, _edit(material)
     below, above = np.zeros(len(material)), np.zeros(len(material))
     below[at] = material.weight[at] * material.decided[at]
     above[at] = below[at] * (alike >= CLOSE)
@@ -74,16 +88,11 @@ def similarity(material: Material) -> Iterator[Finding]:
     if len(near) < 20:
         near = np.argsort(-alike, kind="stable")[:20]
     counts, edges = np.histogram(alike, bins=20, range=(0, 1))
-    looked = (
-        ""
-        if len(at) == len(material)
-        else f" (of {len(at):,} of {len(material):,} comparisons, whole prompts at random)"
-    )
     yield Finding(
         name="similarity/pairs",
         title="Pairs whose responses are nearly the same",
         definition=f"Share of the decided comparisons whose two responses have an edit similarity of {CLOSE} or "
-        f"more: 1 less the word edit distance over the longer one's words{looked}.",
+        f"more: 1 less the word edit distance over the longer one's words{_looked(material)}.",
         source="Razin et al., 2410.08847; Pal et al., 2402.13228",
         figure=figure,
         unit="share",
@@ -97,3 +106,67 @@ def similarity(material: Material) -> Iterator[Finding]:
         cells=by_cells(material, above, below),
         facts={"quantiles": quantiles(alike), "histogram": {"edges": edges.tolist(), "counts": counts.tolist()}},
     )
+
+
+@detector("displacement", "text", "comparisons", "ches")
+def displacement(material: Material) -> Iterator[Finding]:
+    assert material.ches is not None
+    at = material.sampled[material.decided[material.sampled]]
+    turned = material.p[at] < 0.5
+    preferred = np.where(turned, material.b[at], material.a[at]).astype(np.int64)
+    other = np.where(turned, material.a[at], material.b[at]).astype(np.int64)
+    both = material.ches(preferred, other, material.max_length)
+    known = np.isfinite(both).all(axis=1)
+    at, both = at[known], both[known]
+    if len(at) < 2:
+        return
+    unscored = int((~known).sum())
+    alike = _edit(material)[np.isin(material.sampled, at)]
+    below = np.zeros(len(material))
+    below[at] = material.weight[at]
+    for score, name, what, vectors, source in (
+        (both[:, 0], "ches", "by length", "means", "section 6"),
+        (both[:, 1], "ches-sums", "over all tokens", "sums", "definition 2"),
+    ):
+        above = np.zeros(len(material))
+        above[at] = below[at] * (score > 0)
+        figure = material.resamples.ratio(above, below)
+        high = np.flatnonzero(score > 0)
+        if len(high) < 20:
+            high = np.argsort(-score, kind="stable")[:20]
+        lo, hi = np.quantile(score, (0.01, 0.99)).clip((-np.inf, 0), (0, np.inf))
+        bar = float(hi - lo) / 32 or 1.0
+        edges = bar * np.arange(np.floor(lo / bar), np.ceil(hi / bar) + 1)  # 0 is between two bars
+        counts, _ = np.histogram(np.clip(score, edges[0], edges[-1]), bins=edges)
+        order = spearmanr(score, alike).statistic if np.ptp(score) and np.ptp(alike) else float("nan")
+        yield Finding(
+            name=f"displacement/{name}",
+            title=f"Pairs alike to the model, {what}",
+            definition="Share of the decided comparisons whose centred hidden embedding similarity is above 0: <m+, m-> - |m+|^2, "
+            f"with m+ and m- the {vectors}, over the tokens of the preferred and of the other response, of the model's last hidden "
+            f"states that predict them. Rows by falling score{_looked(material)}."
+            + (
+                f" {unscored:,} comparisons have none: one side is longer than the model reads or {material.max_length:,} tokens, "
+                "or both are the same tokens."
+                if unscored
+                else ""
+            ),
+            source=f"Razin et al., 2410.08847, {source}",
+            figure=figure,
+            unit="share",
+            alarm="never, for no line is known: the score compares the pairs of one dataset under one model; note: any",
+            severity="note" if figure.value else "good",
+            verdict=f"In {share(figure.value)} of the pairs the rejected response reaches further along the preferred one, in the "
+            f"model's hidden states, than the preferred one itself (median score {np.median(score):.3g}). By the paper, training on the "
+            "pairs with the highest scores is likeliest to push their preferred responses down; whether it does hangs on the loss, "
+            "the step size and the other pairs too.",
+            remedy="Drop the first rows or weigh them down, or use a loss that holds the preferred response up (dpop, rpo).",
+            rows=Rows.ranked(material.row[at[high]], score[high], f"CHES {what}"),
+            cells=by_cells(material, above, below),
+            facts={
+                "rank correlation with the edit similarity": float(order),
+                "comparisons without a score": unscored,
+                "quantiles": quantiles(score),
+                "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+            },
+        )
