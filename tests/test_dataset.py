@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
 
 from holdfast.data import freeze as freezing
@@ -173,8 +174,8 @@ def test_tables_that_do_not_fit_together(tmp_path: Path, monkeypatch: pytest.Mon
     """A forger who hashes everything anew, but leaves a judgement without its response."""
     spill = freezing._Sorter.spill
 
-    def forgetful(self: freezing._Sorter, table: object) -> None:
-        spill(self, table.slice(1) if self.name == "responses" else table)  # type: ignore[attr-defined]
+    def forgetful(self: freezing._Sorter, table: pa.Table, keep: bool) -> None:
+        spill(self, table.slice(1) if self.name == "responses" else table, keep)
 
     monkeypatch.setattr(freezing._Sorter, "spill", forgetful)
     ds = freeze_records(SAID[:1], tmp_path / "ds")

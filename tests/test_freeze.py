@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from holdfast.data import freeze as freezing
 from holdfast.data.dataset import verify_dataset
 from holdfast.data.freeze import RowsRejected, freeze, freeze_records, write_rejects
-from holdfast.data.records import Judgement, Segment
+from holdfast.data.records import Judgement, Reject, Segment
 from holdfast.errors import DataError
 
 
@@ -228,6 +228,55 @@ def test_many_copies_of_one_statement_over_many_runs(tmp_path: Path, monkeypatch
     assert sorted(copies.values(), key=len) == [list(range(20)), list(range(180))]
     assert sorted(row for i in range(200) for _, row in ds.origins(i)) == list(range(200))
     assert verify_dataset(ds.path) == []
+
+
+def test_how_the_rows_are_held_leaves_no_trace_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many runs or one, small blocks or large: the same bytes; pages of parquet (1 MB) and copies' origins among them."""
+    draw = random.Random(1)
+    texts = [f"{i} " + "words " * draw.randrange(3000) for i in range(300)]
+    records = [(Judgement("pair", f"p{i % 3}", (texts[i % 300], "no")), "in.jsonl", i) for i in range(900)]
+    freeze_records(records, tmp_path / "whole")
+    for name, value in {"_SPILL": 100_000, "_BLOCK": 30_000, "_FAN_IN": 3}.items():
+        monkeypatch.setattr(freezing, name, value)
+    ds = freeze_records(records, tmp_path / "pieces")
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "pieces" / file.name).read_bytes(), file.name
+    copies: dict[tuple[int, ...], list[int]] = {}
+    for i, (prompt, responses) in enumerate(zip(ds.prompt_of, ds.responses_of, strict=True)):
+        copies.setdefault((prompt, *responses), []).append(ds.origins(i)[0][1])
+    assert max(map(len, copies.values())) > 1
+    assert all(rows == sorted(rows) for rows in copies.values())  # copy 0 is the one that came first
+
+
+def test_a_row_that_json_cannot_carry_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    """No prompt or answer of a row that is refused half-way, also where an accepted one shares its texts."""
+    odd = Judgement("pair", "q", ("a", "b"), extra={"when": object()})
+    with freezing._Freezer(tmp_path / "ds") as work:
+        work.add([Judgement("pair", "p", ("a", "b"))], "x", 1)
+        for said in (
+            [odd],
+            [Judgement("pair", "r", ("a", "b")), odd],
+            [replace(odd, prompt="p", responses=("a", "c"))],
+        ):
+            with pytest.raises(Reject, match="cannot be written as JSON"):
+                work.add(said, "x", 2)
+        work.add([Judgement("pair", "p", ("b", "d")), Judgement("pair", "q", ("a", "b"))], "x", 3)
+        ds = work.finish({})
+    assert ds.root == root_of(
+        [Judgement("pair", "p", ("a", "b")), Judgement("pair", "p", ("b", "d")), Judgement("pair", "q", ("a", "b"))]
+    )
+    assert (ds.n_prompts, ds.n_responses) == (2, 5)
+
+
+def test_freezing_does_not_import_pandas(tmp_path: Path) -> None:
+    """pyarrow does, at the first value of Python's that it is given, and takes longer for it than most files do."""
+    program = (
+        "import sys; from pathlib import Path; from holdfast.data.freeze import freeze; "
+        "freeze(sys.argv[1], sys.argv[2], on_error='skip'); assert 'pandas' not in sys.modules"
+    )
+    said = [{**row, "annotator": "a", "shown": [0, 1]} for row in rows(3)]
+    file = write(tmp_path / "in.jsonl", [*said, *said, *BAD])
+    subprocess.run([sys.executable, "-c", program, str(file), str(tmp_path / "ds")], check=True)
 
 
 def test_segments(tmp_path: Path) -> None:

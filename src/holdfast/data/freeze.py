@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute  # `take` needs it, and would import it at the first row
 import pyarrow.parquet as pq
 
 from holdfast.data.dataset import (
@@ -51,6 +51,7 @@ _FAN_IN = 32  # runs merged at a time
 _GROUP_ROWS, _GROUP_BYTES = 2048, 4 << 20  # a table's row groups: small enough to read one text without reading many
 _ROW_COST = 1024  # what a judgement costs in memory beside its texts, about
 _ABOUT = ("annotator", "annotator_kind", "shown", "rubric", "category", "licence", "sources", "extra")
+JUDGED = pa.schema([*SCHEMAS["judgements"], pa.field("file", pa.int32()), pa.field("row", pa.int64())])
 _LISTED = 20  # rejects that a message lists; the rest are in the file that it names
 
 
@@ -229,26 +230,33 @@ def _reject_line(name: str, row: int, reason: str) -> bytes:
 
 
 def canonical(j: Judgement) -> tuple[bytes, bytes, list[tuple[bytes, bytes]], tuple[Any, ...]]:
-    """(prompt id, its JSON, [(response id, its JSON)], the judgement's columns): the one form of what was said.
+    """(prompt id, its JSON, [(response id, its JSON)], the judgement's columns): the one form of what was said."""
+    try:
+        content = content_json(j.prompt)
+        prompt = prompt_id(content)
+        responses = [(response_id(prompt, text), text) for text in map(content_json, j.responses)]
+        return prompt, content, responses, _statement(j, prompt, prompt.hex(), [r for r, _ in responses])
+    except TypeError as problem:  # what JSON cannot carry: half a surrogate pair, a date, an integer beyond 64 bits
+        raise Reject(f"cannot be written as JSON: {problem}") from None
+
+
+def _statement(j: Judgement, prompt: bytes, prompt_hex: str, ids: list[bytes]) -> tuple[Any, ...]:
+    """The columns of a judgement of this prompt about these responses, its own id first. Raises TypeError.
 
     The same statement gives the same columns however the input laid it out: a pair is winner first, a tie sorted by
     id, a soft preference turned to be at least 1/2 (sorted by id at 1/2), a ranking sorted by rank and id with
     ranks 0, 1, 2, ...
     """
-    try:
-        content = content_json(j.prompt)
-        prompt = prompt_id(content)
-        responses = [(response_id(prompt, text), text) for text in map(content_json, j.responses)]
-        extra = canonical_json(j.extra).decode() if j.extra else None
-    except TypeError as problem:  # what JSON cannot carry: half a surrogate pair, a date, an integer beyond 64 bits
-        raise Reject(f"cannot be written as JSON: {problem}") from None
-    kind, ids = j.kind, [r for r, _ in responses]
+    kind = j.kind
     value = None if j.value is None else float(j.value) + 0.0  # minus zero says no more than zero
     margin = None if j.margin is None else float(j.margin) + 0.0
+    shown = None if j.shown is None else list(j.shown)
+    sources: Sequence[str | None] | None = j.sources if j.sources is not None and any(j.sources) else None
     ranks: list[int] | None = None
-    order: Sequence[int] = range(len(ids))
+    order: Sequence[int] | None = None
     if kind == "tie":
-        order = (0, 1) if ids[0] < ids[1] else (1, 0)
+        if ids[1] < ids[0]:
+            order = (1, 0)
     elif kind == "soft":
         assert value is not None
         if value < 0.5 or (value == 0.5 and ids[1] < ids[0]):
@@ -256,11 +264,14 @@ def canonical(j: Judgement) -> tuple[bytes, bytes, list[tuple[bytes, bytes]], tu
     elif kind == "ranking":
         given = j.ranks if j.ranks is not None else range(len(ids))
         dense = {r: n for n, r in enumerate(sorted(set(given)))}
-        order = sorted(order, key=lambda i: (given[i], ids[i]))
+        order = sorted(range(len(ids)), key=lambda i: (given[i], ids[i]))
         ranks = [dense[given[i]] for i in order]
-    ids = [ids[i] for i in order]
-    shown = None if j.shown is None else [j.shown[i] for i in order]
-    sources = None if j.sources is None or not any(j.sources) else [j.sources[i] or None for i in order]
+    if order is not None:
+        ids = [ids[i] for i in order]
+        shown = None if shown is None else [shown[i] for i in order]
+        sources = None if sources is None else [sources[i] for i in order]
+    if sources is not None:
+        sources = [source or None for source in sources]
     about = (
         j.annotator or None,
         j.annotator_kind or None,
@@ -269,9 +280,9 @@ def canonical(j: Judgement) -> tuple[bytes, bytes, list[tuple[bytes, bytes]], tu
         j.category or None,
         j.licence or None,
         sources,
-        extra,
+        canonical_json(j.extra).decode() if j.extra else None,
     )
-    said = {"kind": kind, "prompt": prompt.hex(), "responses": [r.hex() for r in ids], "copy": 0}
+    said: dict[str, Any] = {"kind": kind, "prompt": prompt_hex, "responses": [r.hex() for r in ids], "copy": 0}
     if value is not None:
         said["value"] = value
     if ranks is not None:
@@ -281,11 +292,7 @@ def canonical(j: Judgement) -> tuple[bytes, bytes, list[tuple[bytes, bytes]], tu
     for name, field in zip(_ABOUT, about, strict=True):
         if field is not None:
             said[name] = field
-    try:
-        digest = judgement_id(said)
-    except TypeError as problem:
-        raise Reject(f"cannot be written as JSON: {problem}") from None
-    return prompt, content, responses, (digest, kind, prompt, ids, value, ranks, margin, *about, 0)
+    return (judgement_id(said), kind, prompt, ids, value, ranks, margin, *about, 0)
 
 
 class _Freezer:
@@ -315,19 +322,17 @@ class _Freezer:
         self.file_rows: list[int] = []
         self.segments: bool | None = None
         self._held = 0
-        self._seen: set[bytes] = set()
-        self._prompts: list[tuple[bytes, bytes]] = []
-        self._responses: list[tuple[bytes, bytes, bytes]] = []
+        self._known: dict[str | bytes, tuple[bytes, str, dict[str | bytes, bytes]]] = {}
+        self._prompts, self._responses = _Texts(), _Texts()
         self._judgements: list[tuple[Any, ...]] = []
         self._by_reason: Counter[str] = Counter()
         self._reject_file = (self.folder / "rejects.jsonl").open("wb")
         runs = self.folder / "runs"
         runs.mkdir()
-        place = [pa.field("file", pa.int32()), pa.field("row", pa.int64())]
         self._sorters = {
-            "prompts": _Sorter(runs, "prompts", SCHEMAS["prompts"], once=True),
-            "responses": _Sorter(runs, "responses", SCHEMAS["responses"], once=True),
-            "judgements": _Sorter(runs, "judgements", pa.schema([*SCHEMAS["judgements"], *place]), once=False),
+            "prompts": _Sorter(runs, "prompts", SCHEMAS["prompts"]),
+            "responses": _Sorter(runs, "responses", SCHEMAS["responses"]),
+            "judgements": _Sorter(runs, "judgements", JUDGED),
         }
 
     def __enter__(self) -> _Freezer:
@@ -357,63 +362,68 @@ class _Freezer:
 
     def add(self, judgements: Sequence[Judgement], name: str, row: int) -> None:
         """Take one input row: all of its judgements, or none. Raises Reject with the reason."""
-        made = [canonical(judgement) for judgement in judgements]
-        if not made:
+        if not judgements:
             raise Reject("the row makes no judgement")
+        before = len(self._prompts.ids), len(self._responses.ids)
+        made = []
+        try:
+            for j in judgements:
+                # A text that was met before (a prompt with many answers, a baseline's answer) is known by itself; what is no
+                # text, by its JSON.
+                key = j.prompt if type(j.prompt) is str else content_json(j.prompt)
+                known = self._known.get(key)
+                if known is None:
+                    content = key if isinstance(key, bytes) else content_json(key)
+                    prompt = prompt_id(content)
+                    known = self._known[key] = (prompt, prompt.hex(), {})
+                    self._held += self._prompts.hold(content, prompt)
+                prompt, prompt_hex, answers = known
+                ids = []
+                for said in j.responses:
+                    key = said if type(said) is str else content_json(said)
+                    response = answers.get(key)
+                    if response is None:
+                        content = key if isinstance(key, bytes) else content_json(key)
+                        response = answers[key] = response_id(prompt, content)
+                        self._held += self._responses.hold(content, response, prompt)
+                    ids.append(response)
+                made.append(_statement(j, prompt, prompt_hex, ids))
+        except TypeError as problem:  # what JSON cannot carry: half a surrogate pair, a date, an integer beyond 64 bits
+            self._prompts.drop(before[0])
+            self._responses.drop(before[1])
+            self._known.clear()  # it names what was dropped; a text that is held twice for that is written once
+            raise Reject(f"cannot be written as JSON: {problem}") from None
         segments = isinstance(judgements[0].responses[0], Segment)
         if self.segments is not segments:
             if self.segments is not None:
                 raise DataError(f"{name}, row {row}: segments and text cannot be one dataset; freeze them apart")
             self.segments = segments
-        file, seen = self._file(name), self._seen
-        for prompt, content, responses, said in made:
-            if prompt not in seen:
-                seen.add(prompt)
-                self._prompts.append((prompt, bytes(memoryview(content))))  # orjson's own buffer is far larger
-                self._held += 2 * len(content) + 256
-            for response, text in responses:
-                if response not in seen:
-                    seen.add(response)
-                    self._responses.append((response, prompt, bytes(memoryview(text))))
-                    self._held += 2 * len(text) + 384
-            self._judgements.append((*said, file, row))
-            self._held += _ROW_COST
-            for long in (said[10], said[14]):  # rubric and extra
-                if long is not None:
-                    self._held += len(long)
+        file = self._file(name)
+        for columns_of in made:
+            self._judgements.append((*columns_of, file, row))
+            self._held += _ROW_COST + len(columns_of[10] or "") + len(columns_of[14] or "")  # rubric and extra
         if self._held > _SPILL:
-            self._spill()
+            self._spill(last=False)
 
-    def _spill(self) -> None:
-        for name, rows in (("prompts", self._prompts), ("responses", self._responses)):
-            if rows:
-                columns = list(zip(*rows, strict=True))
-                fields = SCHEMAS[name]
-                made = [pa.array(c, DIGEST) for c in columns[:-1]]
-                made.append(pa.array(columns[-1], pa.binary()).cast(pa.string()))  # orjson wrote it: it is UTF-8
-                self._sorters[name].spill(pa.Table.from_arrays(made, schema=fields))
-            rows.clear()
+    def _spill(self, last: bool) -> None:
+        """Sort what is held into a run: on disk, unless it is the last."""
+        for name, texts in (("prompts", self._prompts), ("responses", self._responses)):
+            if texts.ids:
+                self._sorters[name].spill(texts.table(SCHEMAS[name]), keep=last)
         if self._judgements:
-            schema = self._sorters["judgements"].schema
-            columns = list(zip(*self._judgements, strict=True))
-            made = []
-            for field, values in zip(schema, columns, strict=True):
-                if field.name == "responses":
-                    offsets = np.concatenate(([0], np.cumsum([len(v) for v in values]))).astype(np.int32)
-                    flat = pa.array([r for v in values for r in v], DIGEST)
-                    made.append(pa.ListArray.from_arrays(offsets, flat, type=field.type))
-                else:
-                    made.append(pa.array(values, field.type))
-            self._sorters["judgements"].spill(pa.Table.from_arrays(made, schema=schema))
-            self._judgements.clear()
-        self._seen.clear()
+            columns = zip(JUDGED, zip(*self._judgements, strict=True), strict=True)
+            table = pa.Table.from_arrays([_array(values, field.type) for field, values in columns], schema=JUDGED)
+            self._sorters["judgements"].spill(table, keep=last)
+        self._prompts, self._responses = _Texts(), _Texts()
+        self._judgements.clear()
+        self._known.clear()
         self._held = 0
 
     def finish(self, inputs: dict[str, str]) -> Dataset:
         """Merge, write the tables, then the manifest, then move the folder to its place. `inputs`: SHA-256 by input
         name.
         """
-        self._spill()
+        self._spill(last=True)
         if not self._sorters["judgements"].runs:
             raise DataError("there is nothing to freeze: no row was read")
         self._reject_file.close()
@@ -422,7 +432,7 @@ class _Freezer:
         for name in ("prompts", "responses"):
             tree, writer = Merkle(), _Writer(self.folder / f"{name}.parquet", SCHEMAS[name])
             for merged in self._sorters[name].merge():
-                tree.extend(merged["id"].to_pylist())
+                tree.extend(_listed(digests(merged["id"])))
                 writer.write(merged)
             tables[name] = {"rows": tree.size, "root": tree.root().hex(), **writer.close()}
         tree, writer = Merkle(), _Writer(self.folder / "judgements.parquet", SCHEMAS["judgements"])
@@ -441,15 +451,15 @@ class _Freezer:
             table = merged.select(SCHEMAS["judgements"].names)
             if copy.any():
                 table = table.set_column(
-                    table.num_columns - 1, SCHEMAS["judgements"].field("copy"), pa.array(copy, pa.int32())
+                    table.num_columns - 1, SCHEMAS["judgements"].field("copy"), _numbers(copy.astype(np.int32))
                 )
                 again = np.flatnonzero(copy)
-                named = ids.copy()
-                for i, said in zip(again, judgement_rows(table.take(again)), strict=True):
-                    named[i] = np.frombuffer(judgement_id(said), np.uint8)
-                stored = pa.FixedSizeBinaryArray.from_buffers(DIGEST, len(ids), [None, pa.py_buffer(named.tobytes())])
+                ids = ids.copy()
+                for i, said in zip(again, judgement_rows(table.take(_numbers(again))), strict=True):
+                    ids[i] = np.frombuffer(judgement_id(said), np.uint8)
+                stored = pa.FixedSizeBinaryArray.from_buffers(DIGEST, len(ids), [None, pa.py_buffer(ids.tobytes())])
                 table = table.set_column(0, SCHEMAS["judgements"].field("id"), stored)
-            tree.extend(table["id"].to_pylist())
+            tree.extend(_listed(ids))
             writer.write(table)
             origins.write(merged.select(SCHEMAS["origins"].names).cast(SCHEMAS["origins"]))
         tables["judgements"] = {"rows": tree.size, "root": tree.root().hex(), **writer.close()}
@@ -489,75 +499,124 @@ class _Freezer:
         return open_dataset(self.out, check=False)
 
 
-class _Sorter:
-    """Rows sorted by `id` beyond what memory holds: sorted runs on disk, merged a block of each at a time.
+class _Texts:
+    """Prompts or responses that are held in memory: digests and canonical JSON, end to end."""
 
-    once: rows of one id are the same row, and one is kept.
+    def __init__(self) -> None:
+        self.ids: list[bytes] = []
+        self._prompts: list[bytes] = []  # of responses: the prompt of each
+        self._ends = [0]
+        self._content = bytearray()
+
+    def hold(self, content: bytes, digest: bytes, prompt: bytes | None = None) -> int:
+        """Take one in; about how many bytes of memory it will cost until it is spilled."""
+        self.ids.append(digest)
+        if prompt is not None:
+            self._prompts.append(prompt)
+        self._content += content
+        self._ends.append(len(self._content))
+        return 2 * len(content) + 384
+
+    def drop(self, after: int) -> None:
+        """Forget all but the first so many."""
+        del self.ids[after:], self._prompts[after:], self._ends[after + 1 :]
+        del self._content[self._ends[-1] :]
+
+    def table(self, schema: pa.Schema) -> pa.Table:
+        ends, content = pa.py_buffer(np.array(self._ends, np.int32)), pa.py_buffer(self._content)
+        columns = [_array(ids, DIGEST) for ids in (self.ids, self._prompts) if ids]
+        columns.append(pa.StringArray.from_buffers(len(self.ids), ends, content))  # orjson wrote it: it is UTF-8
+        return pa.Table.from_arrays(columns, schema=schema)
+
+
+class _Sorter:
+    """Rows sorted beyond what memory holds: sorted runs on disk (the last in memory), merged a block of each at a time.
+
+    Judgements are sorted by id, file and row. Prompts and responses by id; rows of one id are one row, and one is kept.
     """
 
-    def __init__(self, folder: Path, name: str, schema: pa.Schema, once: bool):
-        self.folder, self.name, self.schema, self.once = folder, name, schema, once
-        self.runs: list[Path] = []
+    def __init__(self, folder: Path, name: str, schema: pa.Schema):
+        self.folder, self.name, self.schema = folder, name, schema
+        self.runs: list[Path | pa.Table] = []
         self._made = 0
 
-    def spill(self, table: pa.Table) -> None:
-        order = np.argsort(digests(table["id"]).view("S32").ravel(), kind="stable")
-        self.runs.append(self._write(iter([table.take(order)])))
+    def spill(self, table: pa.Table, keep: bool) -> None:
+        """Sort a run, and write it unless it is to be kept in memory."""
+        run = table.take(_numbers(np.argsort(self._keys(table), kind="stable")))
+        self.runs.append(run if keep else self._write(iter([run])))
 
     def merge(self) -> Iterator[pa.Table]:
-        """All rows in order of id, in pieces. Equal ids stand together, if need be across neighbouring pieces."""
+        """All rows in order, in pieces. Equal ids stand together, if need be across neighbouring pieces."""
         while len(self.runs) > _FAN_IN:
             few, self.runs = self.runs[:_FAN_IN], self.runs[_FAN_IN:]
             self.runs.append(self._write(self._merge(few)))
             for run in few:
-                run.unlink()
+                if isinstance(run, Path):
+                    run.unlink()
         yield from self._merge(self.runs)
+
+    def _keys(self, rows: pa.Table | pa.RecordBatch) -> np.ndarray:
+        """What rows are sorted by, as one text of bytes each."""
+        parts = [digests(rows.column("id"))]
+        if "row" in self.schema.names:
+            for name, kind in (("file", ">i4"), ("row", ">i8")):
+                parts.append(_whole(rows.column(name)).astype(kind).view(np.uint8).reshape(len(parts[0]), -1))
+        keys = np.ascontiguousarray(np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0])
+        return keys.view(f"S{keys.shape[1]}").ravel()
 
     def _write(self, pieces: Iterator[pa.Table]) -> Path:
         self._made += 1
         path = self.folder / f"{self.name}-{self._made}.arrow"
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, self.schema) as out:
             for piece in pieces:
-                out.write_table(piece, max_chunksize=max(1, piece.num_rows * _BLOCK // max(piece.nbytes, 1)))
+                out.write_table(piece, max_chunksize=_rows_of_block(piece))
         return path
 
-    def _merge(self, runs: list[Path]) -> Iterator[pa.Table]:
-        files = [pa.OSFile(str(run), "rb") for run in runs]
-        readers = [pa.ipc.open_stream(file) for file in files]
+    def _merge(self, runs: list[Path | pa.Table]) -> Iterator[pa.Table]:
+        files = [pa.OSFile(str(run), "rb") for run in runs if isinstance(run, Path)]
+        streams = iter(files)
+        readers: list[Iterator[pa.RecordBatch]] = [
+            iter(
+                run.to_batches(_rows_of_block(run)) if isinstance(run, pa.Table) else pa.ipc.open_stream(next(streams))
+            )
+            for run in runs
+        ]
         heads: list[tuple[pa.RecordBatch, np.ndarray] | None] = [None] * len(runs)
 
         def refill(i: int) -> None:
             heads[i] = None
             for batch in readers[i]:
                 if batch.num_rows:
-                    heads[i] = (batch, np.ascontiguousarray(digests(batch.column("id"))).view("S32").ravel())
+                    heads[i] = (batch, self._keys(batch))
                     return
 
         for i in range(len(runs)):
             refill(i)
         last = b""
         while live := [i for i, head in enumerate(heads) if head is not None]:
-            # Whatever is not above the smallest of the blocks' last ids can have no smaller row behind it.
+            # Whatever is not above the smallest of the blocks' last keys can have no smaller row behind it.
             limit = min(heads[i][1][-1] for i in live)  # type: ignore[index]
             parts = []
             for i in live:
-                batch, ids = heads[i]  # type: ignore[misc]
-                n = int(np.searchsorted(ids, limit, side="right"))
+                batch, keys = heads[i]  # type: ignore[misc]
+                n = int(np.searchsorted(keys, limit, side="right"))
                 if n:
-                    parts.append(batch.slice(0, n))
-                    if n == len(ids):
+                    parts.append((batch.slice(0, n), keys[:n]))
+                    if n == len(keys):
                         refill(i)
                     else:
-                        heads[i] = (batch.slice(n), ids[n:])
-            table = pa.Table.from_batches(parts, self.schema).combine_chunks()
-            ids = digests(table["id"]).view("S32").ravel()
-            order = np.argsort(ids, kind="stable")
-            if self.once:
-                ids = ids[order]
-                order = order[np.concatenate(([ids[0] != last], ids[1:] != ids[:-1]))]
-                last = ids[-1]
-            if len(order):
-                yield table.take(order)
+                        heads[i] = (batch.slice(n), keys[n:])
+            table = pa.Table.from_batches([batch for batch, _ in parts], self.schema)
+            keys = np.concatenate([keys for _, keys in parts])
+            order = np.argsort(keys, kind="stable") if len(parts) > 1 else np.arange(len(keys))
+            if "row" not in self.schema.names:
+                keys = keys[order]
+                order = order[np.concatenate(([keys[0] != last], keys[1:] != keys[:-1]))]
+                last = keys[-1]
+            if len(order) == table.num_rows and len(parts) == 1:
+                yield table
+            elif len(order):
+                yield table.combine_chunks().take(_numbers(order))
         for file in files:
             file.close()
 
@@ -582,10 +641,11 @@ class _Writer:
             self._flush(all=False)
 
     def _flush(self, all: bool) -> None:
-        table = pa.concat_tables(self._held)
+        table = pa.concat_tables(self._held).combine_chunks()
         size = np.zeros(table.num_rows, np.int64)
         for name in self._texts:
-            size += pc.fill_null(pc.binary_length(table[name]), 0).to_numpy()
+            text = _one(table[name])
+            size += np.diff(np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1])
         total = np.cumsum(size)
         start = 0
         while start < table.num_rows:
@@ -597,12 +657,8 @@ class _Writer:
                 end = table.num_rows
             self._writer.write_table(table.slice(start, end - start), row_group_size=end - start)
             start = end
-        rest = table.slice(start)
-        self._held, self._held_rows, self._held_bytes = (
-            [rest.take(np.arange(rest.num_rows))],
-            rest.num_rows,
-            int(rest.nbytes),
-        )
+        rest = table.slice(start).take(_numbers(np.arange(table.num_rows - start)))  # a copy: it holds nothing else
+        self._held, self._held_rows, self._held_bytes = [rest], rest.num_rows, int(rest.nbytes)
 
     def close(self) -> dict[str, Any]:
         """Finish the file; its size and SHA-256."""
@@ -610,6 +666,58 @@ class _Writer:
             self._flush(all=True)
         self._writer.close()
         return _written(self.path)
+
+
+# pyarrow's own ways from Python's and numpy's values first import the whole of pandas where it is installed, which takes
+# longer than freezing most files does. These are made from buffers.
+
+_NUMBERS = {pa.int32(): np.int32, pa.int64(): np.int64, pa.float64(): np.float64}
+
+
+def _numbers(values: np.ndarray, valid: pa.Buffer | None = None) -> pa.Array:
+    kind = {np.dtype(dtype): kind for kind, dtype in _NUMBERS.items()}[values.dtype]
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(values)])
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A column of these values: digests, texts, numbers or lists of them; None is null."""
+    n, nulls = len(values), sum(v is None for v in values)
+    if nulls == n:
+        return pa.nulls(n, kind)
+    if kind == DIGEST:
+        return pa.Array.from_buffers(kind, n, [None, pa.py_buffer(b"".join(values))])
+    valid = pa.py_buffer(np.packbits([v is not None for v in values], bitorder="little")) if nulls else None
+    if kind in _NUMBERS:
+        return _numbers(np.array([0 if v is None else v for v in values] if nulls else values, _NUMBERS[kind]), valid)
+    parts: Sequence[Any] = ["" if v is None else v for v in values] if nulls else values
+    if kind == pa.string():
+        parts = [v.encode() for v in parts]
+    ends = np.zeros(n + 1, np.int32)
+    np.cumsum([len(v) for v in parts], out=ends[1:])
+    if kind == pa.string():
+        return pa.Array.from_buffers(kind, n, [valid, pa.py_buffer(ends), pa.py_buffer(b"".join(parts))])
+    inner = _array([x for v in parts for x in v], kind.value_type)
+    return pa.Array.from_buffers(kind, n, [valid, pa.py_buffer(ends)], children=[inner])
+
+
+def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _whole(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column of whole numbers without nulls."""
+    array = _one(column)
+    return np.frombuffer(array.buffers()[1], _NUMBERS[array.type])[array.offset : array.offset + len(array)]
+
+
+def _listed(ids: np.ndarray) -> list[bytes]:
+    """(N, 32) digests as N bytes."""
+    raw = ids.tobytes()
+    return [raw[i : i + 32] for i in range(0, len(raw), 32)]
+
+
+def _rows_of_block(table: pa.Table) -> int:
+    return max(1, table.num_rows * _BLOCK // max(table.nbytes, 1))
 
 
 def _alive(pid: str) -> bool:

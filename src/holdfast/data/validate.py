@@ -37,9 +37,12 @@ def validate(judgement: Judgement) -> None:
         for segment in responses:
             _check_segment(segment)
     else:
-        _check_prompt(judgement.prompt)
+        prompt = judgement.prompt
+        if type(prompt) is not str or not prompt.isascii() or not prompt or prompt.isspace():  # what most are, at once
+            _check_prompt(prompt)
         for response in responses:
-            _check_response(response)
+            if type(response) is not str or not response.isascii() or not response or response.isspace():
+                _check_response(response)
     if n == 2:
         if responses[0] == responses[1]:
             raise Reject("identical responses")
@@ -74,10 +77,14 @@ def validate(judgement: Judgement) -> None:
 
     if judgement.margin is not None:
         _check_number(judgement.margin, "margin")
-    for name in ("annotator", "rubric", "category", "licence"):
-        text = getattr(judgement, name)
-        if text is not None:
-            _check_name(text, name)
+    if judgement.annotator is not None:
+        _check_name(judgement.annotator, "annotator")
+    if judgement.rubric is not None:
+        _check_name(judgement.rubric, "rubric")
+    if judgement.category is not None:
+        _check_name(judgement.category, "category")
+    if judgement.licence is not None:
+        _check_name(judgement.licence, "licence")
     if judgement.annotator_kind not in (None, "human", "ai", "rule"):
         raise Reject(f"bad annotator kind: {judgement.annotator_kind!r}, expected human, ai or rule")
     shown = judgement.shown
@@ -238,7 +245,8 @@ def _check_name(text: Any, where: str) -> None:
         raise Reject(f"wrong type: {where} is {name_of(text)}, expected text")
     if not text or text.isspace():
         raise Reject(f"empty {where}")
-    _check_text(text, where)
+    if not text.isascii():
+        _check_text(text, where)
 
 
 def _check_text(text: str, where: str) -> None:

@@ -33,8 +33,8 @@ def content(row: Row, column: str) -> Content:
 
 def number(value: Any, column: str) -> float | None:
     """A finite number, also where it is written as text (CSV has nothing else); None for null."""
-    if value is None:
-        return None
+    if value is None or (type(value) is float and math.isfinite(value)):
+        return value
     if type(value) is str:
         try:
             value = float(value)
@@ -208,8 +208,8 @@ def places_of(value: list[Any] | None) -> tuple[int, ...] | None:
 
 
 def sources_of(row: Row, *columns: str) -> tuple[str | None, ...] | None:
-    found = tuple(label_text(row.pop(c, None), c) for c in columns)
-    return found if any(s is not None for s in found) else None
+    found = [label_text(row.pop(c, None), c) for c in columns]
+    return None if found.count(None) == len(found) else tuple(found)
 
 
 def as_chat(prompt: Content, responses: Sequence[Content]) -> tuple[list[Any], Row, list[list[Any]]]:

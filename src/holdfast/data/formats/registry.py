@@ -119,12 +119,14 @@ def judge(form: Format, row: Row, aside: Row | None = None) -> list[Judgement]:
         if column not in row:
             continue
         name = "licence" if column == "license" else column
-        if any(getattr(j, name) is not None for j in judgements):
-            continue  # the format knows better; the column stays with the user's own
-        value = row.pop(column)
-        value = number(value, column) if name == "margin" else label_text(value, column)
         for j in judgements:
-            setattr(j, name, value)
+            if getattr(j, name) is not None:
+                break  # the format knows better; the column stays with the user's own
+        else:
+            value = row.pop(column)
+            value = number(value, column) if name == "margin" else label_text(value, column)
+            for j in judgements:
+                setattr(j, name, value)
     if form.annotator_kind is not None:
         for j in judgements:
             if j.annotator_kind is None:
