@@ -396,7 +396,7 @@ def page(found: dict[str, Any]) -> str:
         "| `--samples FILE` | what the policy itself writes: is the data about that? |",
         "| `--tokenizer FOLDER` | lengths in tokens, pairs whose difference is cut away |",
         "| `--embedder FOLDER` | a sentence-transformers folder: meanings in place of words |",
-        "| `--model FOLDER` | a language model, or a run that made one: pairs that it finds alike (CHES), where training may push the preferred response down too |",
+        "| `--model FOLDER` | a language model, or a run that made one: the pairs alike to it (CHES), whose preferred side [may fall](remedies.md) |",
         "| `--column NAME` | a licence, a rubric, any key of the rows to count by |",
         "| `--power` | what it could not have seen: below |",
         "",

@@ -567,6 +567,7 @@ def inspect(
     from holdfast.data.inspect.finding import between
     from holdfast.data.inspect.inspection import inspect_dataset
 
+    ds = open_dataset(dataset)
     embed, named = None, None
     if embedder is not None:
         from holdfast.language.embedding import load_embedder
@@ -577,7 +578,6 @@ def inspect(
         from holdfast.language.displacement import load_ches
 
         ches, policy = load_ches(model)
-    ds = open_dataset(dataset)
     found = inspect_dataset(
         ds,
         split=split,

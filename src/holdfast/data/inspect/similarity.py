@@ -146,8 +146,8 @@ def displacement(material: Material) -> Iterator[Finding]:
             f"with m+ and m- the {vectors}, over the tokens of the preferred and of the other response, of the model's last hidden "
             f"states that predict them. Rows by falling score{_looked(material)}."
             + (
-                f" {unscored:,} comparisons have none: one side is longer than the model reads or {material.max_length:,} tokens, "
-                "or both are the same tokens."
+                f" {unscored:,} comparisons have none: more tokens than {material.max_length:,} or the model reads, the same tokens on "
+                "both sides, or turns that its chat template does not take."
                 if unscored
                 else ""
             ),
@@ -156,7 +156,7 @@ def displacement(material: Material) -> Iterator[Finding]:
             unit="share",
             alarm="never, for no line is known: the score compares the pairs of one dataset under one model; note: any",
             severity="note" if figure.value else "good",
-            verdict=f"In {share(figure.value)} of the pairs the rejected response reaches further along the preferred one, in the "
+            verdict=f"In {share(figure.value)} of the {len(at):,} pairs scored the rejected response reaches further along the preferred one, in the "
             f"model's hidden states, than the preferred one itself (median score {np.median(score):.3g}). By the paper, training on the "
             "pairs with the highest scores is likeliest to push their preferred responses down; whether it does hangs on the loss, "
             "the step size and the other pairs too.",
