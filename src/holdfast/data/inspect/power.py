@@ -50,7 +50,7 @@ BLIND = {
     "coverage": "Kinds of prompts that no category names and no wording tells apart.",
     "target": "What target prompts ask for in words that the data uses for something else.",
     "similarity": "Responses that mean the same in other words.",
-    "displacement": "What the loss and its step size make of a pair, and pairs that only another model finds alike.",
+    "displacement": "What the loss, its step size and the other pairs make of a pair; pairs that only another model finds alike.",
     "samples": "Differences that no single word or mark shows: what is said, and in which order.",
 }
 
