@@ -134,7 +134,8 @@ def displacement(material: Material) -> Iterator[Finding]:
         high = np.flatnonzero(score > 0)
         if len(high) < 20:
             high = np.argsort(-score, kind="stable")[:20]
-        lo, hi = np.quantile(score, (0.01, 0.99)).clip((-np.inf, 0), (0, np.inf))
+        lo, hi = np.quantile(score, (0.01, 0.99))
+        lo, hi = min(lo, -hi / 2, 0.0), max(hi, -lo / 2, 0.0)  # room for words on either side of 0
         bar = float(hi - lo) / 32 or 1.0
         edges = bar * np.arange(np.floor(lo / bar), np.ceil(hi / bar) + 1)  # 0 is between two bars
         counts, _ = np.histogram(np.clip(score, edges[0], edges[-1]), bins=edges)
