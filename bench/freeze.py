@@ -1,6 +1,6 @@
 """Freezing against `datasets`: the same JSON lines in, a folder of judgements out. `python bench/freeze.py`
 
-    holdfast     read, validate, hash, sort, freeze: an immutable dataset with its root
+    holdfast     read, validate, hash, sort, freeze: an immutable dataset with its root; in two processes, as it decides
     datasets     load_dataset("json"), map to prompt, responses and probability, save_to_disk; one process, and two
 
 Each measurement is a process of its own on two cores, its time that of the work alone (imports are before it), its
@@ -32,7 +32,7 @@ import holdfast.data.read
 began = time.perf_counter()
 frozen = freeze(sys.argv[1], sys.argv[2] + "/out", on_error="skip")
 took = time.perf_counter() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 print(json.dumps({"seconds": took, "peak_mib": peak, "rows": frozen.accepted + frozen.rejected, "root": frozen.root}))
 """
 

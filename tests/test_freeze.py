@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -252,16 +256,16 @@ def test_a_row_that_json_cannot_carry_leaves_nothing_of_itself(tmp_path: Path) -
     """No prompt or answer of a row that is refused half-way, also where an accepted one shares its texts."""
     odd = Judgement("pair", "q", ("a", "b"), extra={"when": object()})
     with freezing._Freezer(tmp_path / "ds") as work:
-        work.add([Judgement("pair", "p", ("a", "b"))], "x", 1)
+        work.rows.add([Judgement("pair", "p", ("a", "b"))], "x", 1)
         for said in (
             [odd],
             [Judgement("pair", "r", ("a", "b")), odd],
             [replace(odd, prompt="p", responses=("a", "c"))],
         ):
             with pytest.raises(Reject, match="cannot be written as JSON"):
-                work.add(said, "x", 2)
-        work.add([Judgement("pair", "p", ("b", "d")), Judgement("pair", "q", ("a", "b"))], "x", 3)
-        ds = work.finish({})
+                work.rows.add(said, "x", 2)
+        work.rows.add([Judgement("pair", "p", ("b", "d")), Judgement("pair", "q", ("a", "b"))], "x", 3)
+        ds = work.finish()
     assert ds.root == root_of(
         [Judgement("pair", "p", ("a", "b")), Judgement("pair", "p", ("b", "d")), Judgement("pair", "q", ("a", "b"))]
     )
@@ -430,6 +434,181 @@ def test_a_reject_may_quote_what_is_not_text(tmp_path: Path) -> None:
     assert [(r["file"], r["row"]) for r in lines] == [("a", 1), ("b", 2)]
 
 
+# Several processes.
+
+
+def frozen_by(of: int, files: list[Path], out: Path, **constants: int) -> Any:
+    """What freezing these files with so many processes gives, and what it leaves in the folder `out` is in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(freezing, "_processes", lambda paths: of)
+        patch.setattr(freezing, "_sync", lambda path: None)
+        for name, value in constants.items():
+            patch.setattr(f"holdfast.data.{'read' if name in ('CHUNK', 'SAMPLE') else 'freeze'}.{name}", value)
+        try:
+            frozen = freeze(files, out, on_error="skip")
+            said: Any = (frozen.accepted, frozen.rejected, frozen.root, list(frozen.rejects.by_reason.items()))
+        except DataError as problem:
+            said = str(problem)
+    found = {p.relative_to(out.parent): p.read_bytes() for p in sorted(out.parent.rglob("*")) if p.is_file()}
+    shutil.rmtree(out.parent)
+    assert not multiprocessing.active_children()
+    return said, found
+
+
+good_lines = st.builds(
+    lambda p, c, r, a: json.dumps({"prompt": f"p{p}", "chosen": f"yes {c}", "rejected": f"no {r}", "annotator": a}),
+    st.integers(0, 3), st.integers(0, 2), st.integers(0, 2), st.sampled_from(["n1", None]),
+)  # fmt: skip
+bad_lines = st.sampled_from(
+    [json.dumps(BAD[0]), str(BAD[1]), json.dumps(BAD[2]), "", "[1]", '{"prompt": "q", "prompt": "r"}', "\udcff"]
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_how_many_processes_leaves_no_trace(data: st.DataObject) -> None:
+    """Files of good, bad and repeated rows, whole or broken off: the same bytes in every file, the same rejects in the
+    same order, the same words about what cannot be frozen at all.
+    """
+    folder = Path(tempfile.mkdtemp())
+    try:
+        files = []
+        for n in range(data.draw(st.integers(1, 2))):
+            name = data.draw(st.sampled_from(["jsonl", "jsonl.gz", "json", "csv"]))
+            lines = data.draw(st.lists(st.one_of(good_lines, good_lines, bad_lines), max_size=25))
+            text = "\n".join(lines).encode("utf-8", "surrogateescape")
+            if name == "json":
+                text = b"[" + b",".join(line for line in text.split(b"\n") if line) + b"]"
+            elif name == "csv":
+                text = b"prompt,chosen,rejected\n" + text.replace(b'"', b"").replace(b"{", b"").replace(b"}", b"")
+            elif name == "jsonl.gz":
+                text = gzip.compress(text)[: -data.draw(st.sampled_from([1, 6, 40])) or None]
+            files.append(folder / f"{n}.{name}")
+            files[-1].write_bytes(text)
+        constants = {
+            "CHUNK": data.draw(st.sampled_from([64, 300])),
+            "SAMPLE": data.draw(st.sampled_from([1, 3])),
+            "_SPILL": data.draw(st.sampled_from([1, 4000, 1 << 20])),
+        }
+        alone = frozen_by(1, files, folder / "out" / "ds", **constants)
+        for of in (2, 3):
+            assert frozen_by(of, files, folder / "out" / "ds", **constants) == alone
+    finally:
+        shutil.rmtree(folder)
+
+
+def many(path: Path) -> Path:
+    return write(path, [*rows(300), *BAD, *rows(300, 200), *BAD])
+
+
+def test_rows_divided_among_processes(tmp_path: Path) -> None:
+    """Enough rows that each has some of every kind; and what cannot be one dataset is named as one process names it."""
+    files = [many(tmp_path / "a.jsonl"), many(tmp_path / "b.jsonl.gz")]
+    alone = frozen_by(1, files, tmp_path / "o" / "ds")
+    assert alone[0][:2] == (1200, 12)
+    for of in (2, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            told: list[int] = []
+            hear = freezing._Freezer._hear
+
+            def listen(self: Any, helper: Any, pipe: Any, told: list[int] = told, hear: Any = hear) -> Any:
+                said = hear(self, helper, pipe)
+                if isinstance(said, freezing._Report):
+                    told.append(said.accepted)
+                return said
+
+            patch.setattr(freezing._Freezer, "_hear", listen)
+            assert frozen_by(of, files, tmp_path / "o" / "ds", CHUNK=4096) == alone
+            assert len(told) == of - 1 and all(n > 100 for n in told)  # not one that does it all
+    segment = {"kind": "pair", "responses": [{"episode": e, "start": 0, "length": 5} for e in ("e1", "e2")]}
+    text = {"kind": "pair", "prompt": "q", "responses": ["a", "b"]}
+    mixed = write(tmp_path / "mixed.jsonl", [text] * 40 + [segment] * 40)
+    said, left = frozen_by(1, [mixed], tmp_path / "o" / "ds")
+    assert said == f"{mixed}, row 41: segments and text cannot be one dataset; freeze them apart" and not left
+    for of in (2, 3):
+        assert frozen_by(of, [mixed], tmp_path / "o" / "ds", CHUNK=256, SAMPLE=2) == (said, left)
+
+
+def test_a_process_that_ends_ends_the_freeze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed, out of disk, or interrupted by the user: a clear error, no process and no file left behind."""
+    file = many(tmp_path / "in.jsonl")
+    spill, here = freezing._Rows.spill, os.getpid()
+
+    def killed(self: Any, keep: Any = ()) -> None:
+        if self.share.number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        spill(self, keep)
+
+    def full(self: Any, keep: Any = ()) -> None:
+        if os.getpid() != here:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        spill(self, keep)
+
+    def interrupted(self: Any, keep: Any = ()) -> None:
+        if os.getpid() == here:
+            raise KeyboardInterrupt
+        time.sleep(60)
+
+    monkeypatch.setattr(freezing, "_processes", lambda paths: 3)
+    for fault, kind, words in (
+        (killed, DataError, rf"cannot freeze into {tmp_path}/ds: a process that read rows .* ended with status -9"),
+        (full, DataError, f"cannot freeze into {tmp_path}/ds: .*No space left"),
+        (interrupted, KeyboardInterrupt, None),
+    ):
+        monkeypatch.setattr(freezing._Rows, "spill", fault)
+        with pytest.raises(kind, match=words):
+            freeze(file, tmp_path / "ds", on_error="skip")
+        assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+        assert not multiprocessing.active_children()
+
+
+def test_when_one_process_freezes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    monkeypatch.setattr(freezing, "_FORKLESS", {"no_such_module"})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    file = many(tmp_path / "in.jsonl")
+    assert freezing._processes([file]) == 1
+    monkeypatch.setattr(freezing, "_ALONE", file.stat().st_size)
+    assert freezing._processes([file]) == freezing._processes([tmp_path]) == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert freezing._processes([file]) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "active_count", lambda: 2)
+        assert freezing._processes([file]) == 1
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "no_such_module", sys)
+        assert freezing._processes([file]) == 1
+
+
+TOGETHER = """
+import os, sys
+from holdfast.data import freeze as freezing
+freezing._processes = lambda paths: 3
+spill = freezing._Rows.spill
+def spilled(self, keep=()):
+    print(os.getpid(), flush=True)
+    import time; time.sleep(60)
+freezing._Rows.spill = spilled
+freezing.freeze(sys.argv[1], sys.argv[2], on_error="skip")
+"""
+
+
+def test_no_process_outlives_the_one_that_freezes(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", TOGETHER, str(many(tmp_path / "in.jsonl")), str(tmp_path / "ds")], stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    there = {int(child.stdout.readline()) for _ in range(3)}
+    assert child.pid in there and len(there) == 3
+    child.kill()
+    child.wait()
+    since = time.monotonic()
+    assert child.stdout.read() == b"" and time.monotonic() - since < 30  # it ends when the last of them is gone
+    child.stdout.close()
+    freeze(tmp_path / "in.jsonl", tmp_path / "ds", on_error="skip")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ds", "in.jsonl"]
+
+
 # Stopped in the middle.
 
 
@@ -502,7 +681,7 @@ from pathlib import Path
 from holdfast.data.freeze import freeze
 out, files = Path(sys.argv[1]), sys.argv[2:]
 freeze(files, out)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 """
 
 

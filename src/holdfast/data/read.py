@@ -73,16 +73,15 @@ class Share:
 
     number, of: this is share `number` (from 0) of `of`.
     files:      the files that have rows, by name, numbered as they are met: the same in every share.
+    source:     how many files were read before the one that the row is from: the same in every share.
     """
 
     number: int = 0
     of: int = 1
     files: dict[str, int] = field(default_factory=dict)
+    source: int = -1
     telling: bool = True  # the format is being told: every share reads every row
     lines: bool = False  # the file is one of lines
-
-    def takes(self, chunk: int) -> bool:
-        return self.telling or chunk % self.of == self.number
 
 
 class _Broken(Exception):
@@ -147,7 +146,7 @@ def _read_all(
 def _read_one(
     file: str, path: Path, form: Format | None, mapping: dict[str, str], unjudged: bool, share: Share
 ) -> Iterator[ReadRow]:
-    share.telling, share.lines = True, False
+    share.source, share.telling, share.lines = share.source + 1, True, False
     rows = _raw_rows(file, path, share)
     settled, at = False, 0
     broken: _Broken | None = None
@@ -418,30 +417,33 @@ def _lines(chunks: Iterator[bytes], share: Share) -> Iterator[tuple[int, bytes |
     size, at, n = 0, 1, -1
     try:
         for n, chunk in enumerate(chunks):
-            first, feed, rest = chunk.partition(b"\n")
+            mine = n % share.of == share.number
+            if not mine and not share.telling and (feeds := chunk.count(b"\n")):
+                at += feeds
+                held = [chunk[chunk.rindex(b"\n") + 1 :]]
+                size = len(held[0])
+                continue
+            first, *others = chunk.split(b"\n")
             size += len(first)
             if size <= MAX_ROW:
                 held.append(first)
             else:
                 held.clear()
-            if not feed:
+            if not others:
                 continue
-            if share.takes(n):
+            last = others.pop()
+            if mine or share.telling:
                 yield at, b"".join(held) if size <= MAX_ROW else None
             at += 1
-            whole, feed, last = rest.rpartition(b"\n")
-            if feed and share.takes(n):
-                for line in whole.split(b"\n"):
-                    if share.takes(n):  # it may be told the format in the middle of a chunk
-                        yield at, line
-                    at += 1
-            elif feed:
-                at += whole.count(b"\n") + 1
+            for line in others:
+                if mine or share.telling:  # it may be told the format in the middle of a chunk
+                    yield at, line
+                at += 1
             held, size = [last], len(last)
     except _Broken as broken:
         broken.at = at - 1
         raise
-    if size and share.takes(n):
+    if size and (share.telling or n % share.of == share.number):
         yield at, b"".join(held) if size <= MAX_ROW else None
 
 
