@@ -8,6 +8,7 @@ the last file, is written: a process that is killed leaves no dataset that opens
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import multiprocessing
 import os
@@ -672,7 +673,8 @@ def _help(
             tables = _write_texts(folder, rows.sorters, digests)
             pipe.send((tables, digests.outputs()))
     except BaseException as problem:
-        pipe.send(problem)
+        with contextlib.suppress(OSError):  # nobody listens any more
+            pipe.send(problem)
 
 
 def _end_with(parent: Any) -> None:
