@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from holdfast.language import logprob
 from holdfast.language.logprob import Head, chunk_tokens, kl_from, token_kl, token_logps, token_squares
 
 HEADS = {
@@ -84,6 +86,44 @@ def test_kept_probabilities_give_the_same_without_a_second_pass(kind, chunk):
     chunks = -(-len(target) // chunk)
     mm = sum("aten.mm" in name or "addmm" in name for name in products)
     assert mm == (3 if head.bias is not None else 2) * chunks  # for hidden, weight and bias; none for the logits
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_direct_head_adds_to_its_parameters_gradient(kind):
+    """Over two backwards, as over two micro-batches; other parameters' gradients come as ever."""
+    found = []
+    for direct in (False, True):
+        hidden, head, target = _make(**HEADS[kind])
+        for part in (slice(0, 3), slice(3, None)):
+            up = torch.linspace(-1, 2, len(target), dtype=torch.float64)[part]
+            (token_logps(hidden[part], replace(head, direct=direct), target[part], 2) * up).sum().backward()
+        found.append([hidden.grad, head.weight.grad, *([head.bias.grad] if head.bias is not None else [])])
+    for got, expected in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+
+
+def test_the_gradient_of_a_large_vocabulary_is_made_block_by_block(monkeypatch):
+    hidden, head, target = _make(vocabulary=23)
+    (whole,) = torch.autograd.grad(token_logps(hidden, head, target).sum(), [head.weight])
+    monkeypatch.setattr(logprob, "BLOCK_TOKENS", 5)
+    (blocks,) = torch.autograd.grad(token_logps(hidden, head, target).sum(), [head.weight])
+    torch.testing.assert_close(blocks, whole, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("keep", [False, True])
+def test_filled_up_tokens_change_nothing(kind, keep, monkeypatch):
+    hidden, head, target = _make(**HEADS[kind])
+    inputs = [hidden, head.weight, *([head.bias] if head.bias is not None else [])]
+    up = torch.linspace(-1, 2, len(target), dtype=torch.float64)
+    found = []
+    for even in (1, 4):
+        monkeypatch.setattr(logprob, "even", lambda x, even=even: even)
+        logp = token_logps(hidden, head, target, 3, keep)
+        found.append([logp, *torch.autograd.grad(logp, inputs, up)])
+    for got, expected in zip(*reversed(found), strict=True):
+        assert got.shape == expected.shape
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("kind", HEADS)

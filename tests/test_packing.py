@@ -31,6 +31,20 @@ def test_pack_by_hand():
     assert packed.where([2, 0, 2]).tolist() == [2, 0, 2]
 
 
+def test_a_long_row_is_filled_up_to_an_even_length():
+    some = tokens([[10, 11] * 12, [20, 21, 22]], [[30] * 5, [40, 41]])
+    groups = [(0, [0]), (1, [1])]
+    assert pack(some, groups, even=5).n_tokens == 34  # too short a row: the filler could be a large part of it
+    plain, filled = (pack(some, groups, even=even) for even in (1, 4))
+    assert filled.ids_BL[0].tolist() == [*plain.ids_BL[0].tolist(), 10, 10]
+    assert filled.position_BL[0].tolist() == [*plain.position_BL[0].tolist(), 0, 1]
+    for name in ("place_N", "source_N", "target_N", "owner_N", "last_R", "length_R"):
+        assert getattr(filled, name).tolist() == getattr(plain, name).tolist()
+    assert filled.longest == plain.longest
+    assert filled.plan.segment_T.tolist() == [0] * 24 + [24] * 5 + [29] * 3 + [32] * 2 + [34] * 2
+    assert filled.plan.prompt_T.tolist() == [0] * 29 + [29] * 5 + [34] * 2  # it sees nothing of the others
+
+
 def test_pad_by_hand():
     some = tokens([[10, 11, 12], [20]], [[30, 31], [40], [50, 51, 52]])
     padded = pad(some, [(0, [0, 1]), (1, [2])], padding=9)

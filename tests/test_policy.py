@@ -210,6 +210,27 @@ def test_a_reward_model_is_no_policy():
         Policy(RewardModel.on(tiny.model("llama")).model)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_direct_gradients_and_filled_rows_are_plain_ones(family, tied, monkeypatch):
+    """Two backwards, as of two micro-batches, against the padded path."""
+    found = []
+    for compute, direct, even in (("padded", False, 1), ("packed", True, 3)):
+        monkeypatch.setattr(module, "even", lambda x, even=even: even)
+        model = tiny.model(family, tie_word_embeddings=tied)
+        policy = Policy(model, compute, direct=direct)
+        embedding = model.get_input_embeddings()
+        assert embedding.sparse == (direct and tied)
+        for groups, n in ((GROUPS, 3), (GROUPS[:1], 2)):
+            batch = policy.batch(TOKENS, groups)
+            assert compute == "padded" or batch.n_tokens % 3 == 0
+            (policy.logps(batch).sum_R / n).sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, expected in found[0].items():
+        assert not found[1][name].is_sparse
+        torch.testing.assert_close(found[1][name], expected, rtol=1e-4, atol=1e-5)
+
+
 # --- reward models
 
 

@@ -367,7 +367,8 @@ def _objective(
         scorer.divide()
         judge = RewardScorer(scorer, tokens, asked.judges, micro, asked.ensemble)
     else:
-        policy = Policy(model, recipe.model.compute, keep=bool(recipe.run.keep_probabilities))
+        keep, direct = bool(recipe.run.keep_probabilities), not here().sharded
+        policy = Policy(model, recipe.model.compute, keep=keep, direct=direct)
         mentions = [term.mentions(np.arange(len(term.view))) for term in terms]
         prompts, responses = (np.concatenate(each).tolist() for each in zip(*mentions, strict=True))
         table = recipe.reference

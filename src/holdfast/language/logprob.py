@@ -10,17 +10,18 @@ Every sum has one order, so the same input gives the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from holdfast.training.products import linear, product
+from holdfast.training.products import even, linear, product
 
 # A chunk has this many logits (8 MiB of fp32: they stay in the cache between passes), but at least so many tokens: with
 # fewer, reading the head's weights would take longer than the product with them.
 CHUNK_LOGITS = 1 << 21
 CHUNK_TOKENS = 256
+BLOCK_TOKENS = 4096  # of the vocabulary, whose rows of the head's gradient are made at a time
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class Head:
     """From hidden state to logits: z = h W^T + b, times `scale`, then softcap * tanh(z / softcap).
 
     weight: (V, H); bias: (V,) or None.
+    direct: `weight` is a parameter, and a backward of `token_logps` adds its gradient to `weight.grad` itself instead of handing it on.
+    That saves a tensor of its size, and a pass over it.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    direct: bool = False
 
     def logits(self, hidden_CH: torch.Tensor) -> torch.Tensor:
         """(C, V), fp32 (fp64 for fp64)."""
@@ -58,8 +62,14 @@ def token_logps(
 
     keep: the softmax of every token stays in memory, (N, V) of the weight's type, and the backward has no second pass.
     """
-    chunk = chunk or chunk_tokens(len(head.weight))
-    return _TokenLogps.apply(hidden_NH, head.weight, head.bias, target_N, head.scale, head.softcap, chunk, keep)
+    n = len(target_N)
+    if fill := -n % even(hidden_NH):
+        hidden_NH = torch.nn.functional.pad(hidden_NH, (0, 0, 0, fill))
+        target_N = torch.nn.functional.pad(target_N, (0, fill))
+    out: torch.Tensor = _TokenLogps.apply(
+        hidden_NH, head.weight, head.bias, target_N, head, chunk or chunk_tokens(len(head.weight)), keep
+    )
+    return out[:n]
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -77,12 +87,12 @@ class _TokenLogps(torch.autograd.Function):
         weight_VH: torch.Tensor,
         bias_V: torch.Tensor | None,
         target_N: torch.Tensor,
-        scale: float,
-        softcap: float | None,
+        head: Head,
         chunk: int,
         keep: bool,
     ) -> torch.Tensor:
-        head = Head(weight_VH, bias_V, scale, softcap)
+        scale, softcap = head.scale, head.softcap
+        head = replace(head, weight=weight_VH, bias=bias_V)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         ctx.frozen = not (wants_weight or wants_bias)
         keep = keep and not ctx.frozen
@@ -111,7 +121,7 @@ class _TokenLogps(torch.autograd.Function):
             ctx.save_for_backward(pull_NH)
         else:
             ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, torch.cat(lse), *kept)
-        ctx.settings = (scale, softcap, chunk)
+        ctx.settings = (scale, softcap, head.direct, chunk)
         return torch.cat(logp)
 
     @staticmethod
@@ -119,15 +129,19 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.frozen:
             (pull_NH,) = ctx.saved_tensors
-            return (pull_NH * grad_N[:, None]).to(pull_NH.dtype), *[None] * 7
+            return (pull_NH * grad_N[:, None]).to(pull_NH.dtype), *[None] * 6
         hidden_NH, weight_VH, bias_V, target_N, lse_N, *kept = ctx.saved_tensors
-        scale, softcap, chunk = ctx.settings
+        scale, softcap, direct, chunk = ctx.settings
         head = Head(weight_VH, bias_V, scale, softcap)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         # Low precision is not added up over chunks; the sum is made in fp32 and rounded once.
         wide = lse_N.dtype
         hidden_grad = torch.empty_like(hidden_NH) if wants_hidden else None
         weight_grad: torch.Tensor | None = None
+        if wants_weight and (direct := direct and weight_VH.dtype == wide):
+            if weight_VH.grad is None:
+                weight_VH.grad = torch.zeros_like(weight_VH)
+            weight_grad = weight_VH.grad
         bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
         # The two terms of the gradient go apart, so that the chunk's only passes over (C, V) are those that make p.
         for i, part in enumerate(_parts(len(hidden_NH), chunk)):
@@ -154,9 +168,9 @@ class _TokenLogps(torch.autograd.Function):
                 bias_grad.index_add_(0, target_C, t_C1[:, 0])
         return (
             hidden_grad,
-            None if weight_grad is None else weight_grad.to(weight_VH.dtype),
+            None if weight_grad is None or direct else weight_grad.to(weight_VH.dtype),
             None if bias_grad is None or bias_V is None else bias_grad.to(bias_V.dtype),
-            *[None] * 5,
+            *[None] * 4,
         )
 
 
@@ -166,9 +180,14 @@ def _times(p_CV: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
 
 
 def _add_outer(so_far: torch.Tensor | None, p_CV: torch.Tensor, h_CH: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
-    """so_far + p^T h, (V, H) in the wide type; in place where there is something so far."""
-    made = product(p_CV.T, h_CH.T)
-    return made.to(wide) if so_far is None else so_far.add_(made)
+    """so_far + p^T h, (V, H) in the wide type; in place where there is something so far.
+
+    A block of the vocabulary at a time: what is added is then in the cache, and never in memory beside the sum.
+    """
+    sum_VH = torch.zeros(p_CV.shape[1], h_CH.shape[1], dtype=wide, device=h_CH.device) if so_far is None else so_far
+    for block in _parts(len(sum_VH), BLOCK_TOKENS):
+        sum_VH[block].add_(product(p_CV[:, block].contiguous().T, h_CH.T))
+    return sum_VH
 
 
 Logits = Callable[[slice], torch.Tensor]

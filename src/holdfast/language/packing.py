@@ -129,16 +129,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Packed(Batch):
-    """All sequences on one row (B = 1), without padding."""
+    """All sequences on one row (B = 1), without padding but for the few tokens that make its length even (see `pack`)."""
 
     plan: Plan
 
 
-def pack(tokens: TokenSource, groups: Groups, width: int = 512) -> Packed:
+def pack(tokens: TokenSource, groups: Groups, width: int = 512, even: int = 1) -> Packed:
     """One row of prompt groups: `(prompt, responses)` as dataset indices.
 
     Groups of the same prompt are joined, a response named twice is there once. `width` (heads x head size of the model)
-    sets how much padding a saved attention call is worth. Raises DataError for a prompt or response without tokens.
+    sets how much padding a saved attention call is worth. A long row is filled up to a multiple of `even` tokens, which see nothing else
+    and are read by nothing. Raises DataError for a prompt or response without tokens.
     """
     joined = _join(tokens, groups)
     row: list[np.ndarray] = []
@@ -163,6 +164,11 @@ def pack(tokens: TokenSource, groups: Groups, width: int = 512) -> Packed:
             place.append(here)
             source.append(np.concatenate([[start + n_prompt - 1], here[:-1]]))
             at += n
+    if at >= 8 * even and (fill := -at % even):
+        prompt_segments.append((at, fill, at, 0))
+        row.append(np.repeat(row[0][:1], fill))
+        position.append(np.arange(fill))
+        at += fill
     length = np.array([len(p) for p in place], dtype=np.int64)
     longest = max(len(p) + len(r) for p, responses in joined for _, r in responses)
     plan = _plan(np.array(prompt_segments), np.array(response_segments), at, longest, CALL_COST / width)

@@ -37,7 +37,7 @@ from holdfast.language.logprob import Head, token_logps
 from holdfast.language.packing import Batch, Groups, Packed, Padded, TokenSource, pack, pad
 from holdfast.training.checkpoint import weights_digest
 from holdfast.training.determinism import derive
-from holdfast.training.products import Linear, quicken
+from holdfast.training.products import Linear, even, quicken
 from holdfast.training.ranks import here
 
 T = TypeVar("T")
@@ -128,11 +128,12 @@ class _Network:
         long for the model.
         """
         made: Packed | Padded
+        like = next(self.model.parameters())
         if self.compute == "packed":
             size = (
                 getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
             )
-            made = pack(tokens, groups, width=self._config.num_attention_heads * size)
+            made = pack(tokens, groups, width=self._config.num_attention_heads * size, even=even(like))
         else:
             made = pad(tokens, groups, padding=padding_id(self._config))
         if self.longest is not None and made.longest > self.longest:
@@ -140,7 +141,7 @@ class _Network:
                 f"the longest prompt + response has {made.longest} tokens, {type(self._inner).__name__} reads at most "
                 f"{self.longest}: set text.max_length = {self.longest} and text.too_long"
             )
-        return made.to(next(self.model.parameters()).device)
+        return made.to(like.device)
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         """(B * L, H): the last hidden state at every place."""
@@ -218,11 +219,19 @@ class Policy(_Network):
     """A causal language model as a policy: log-probabilities of responses under their prompts.
 
     model: an AutoModelForCausalLM, plain or wrapped by peft. chunk: tokens per chunk of the logits (default: a few MiB of
-    them). keep: their softmax is kept for the backward, not made again.
+    them). keep: their softmax is kept for the backward, not made again. direct: a backward adds the head's gradient to the weight's
+    `grad` itself, and the gradient of an embedding that is the same weight row by row: neither is ever a tensor of its own.
     """
 
-    def __init__(self, model: Any, compute: Compute = "auto", chunk: int | None = None, keep: bool = False):
-        self.keep = keep
+    def __init__(
+        self,
+        model: Any,
+        compute: Compute = "auto",
+        chunk: int | None = None,
+        keep: bool = False,
+        direct: bool = False,
+    ):
+        self.keep, self.direct = keep, direct
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         if getattr(inner, "get_output_embeddings", lambda: None)() is None:
             raise HoldfastError(
@@ -230,6 +239,14 @@ class Policy(_Network):
             )
         self._form: tuple[float, float | None] | None = None
         super().__init__(model, compute, chunk)
+        embedding, head = self._inner.get_input_embeddings(), self._inner.get_output_embeddings()
+        if (
+            direct
+            and self.compute == "packed"
+            and embedding.weight is head.weight
+            and embedding.weight.device.type == "cpu"
+        ):
+            embedding.sparse = True  # the head's gradient, which is dense, is there before it
 
     def logps(self, batch: Batch, *, squares: bool = False, kl_from: Policy | None = None) -> Logps:
         """Log-probabilities of the response tokens. Differentiable. Packed: chunked head; padded: plain logits and
@@ -253,7 +270,8 @@ class Policy(_Network):
         n = len(batch.target_N)
         squares_N = kl_N = None
         if isinstance(batch, Packed):
-            hidden_NH, head = self._hidden(batch).index_select(0, batch.source_N), self._head()
+            hidden_NH = self._hidden(batch).index_select(0, batch.source_N)
+            head = replace(self._head(), direct=self.direct)
             chunk = self.chunk or logprob.chunk_tokens(len(head.weight))
             token_N = token_logps(hidden_NH, head, batch.target_N, chunk, self.keep)
             if squares:

@@ -44,6 +44,7 @@ from holdfast.training.checkpoint import (
 )
 from holdfast.training.determinism import derive, deterministic, environment
 from holdfast.training.ledger import FORMAT, Entry, History, Ledger, differences, exact, read_ledger, rewrite, sync_tree
+from holdfast.training.memory import give_back
 from holdfast.training.objective import Learner, Objective, Rows, Sums, Trained
 from holdfast.training.optimiser import adamw
 from holdfast.training.order import mix, order_of, read_rows, rows_root, total_steps, write_rows
@@ -177,6 +178,8 @@ class Trainer:
             for name, (value, weight) in metrics.items():
                 so_far = sums.get(name, (0.0, 0.0))
                 sums[name] = (so_far[0] + value, so_far[1] + weight)
+            if self.run.checkpointing:  # memory is short
+                give_back()
         total = float(torch.stack(losses).double().sum()) if losses else 0.0
         sums = self.ranks.sums({"": (total, 1.0), **sums})
         loss_value = sums.pop("")[0] / normaliser

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 LEAST = 1 << 23  # multiply-adds; below about so many the call costs more than it saves
+EVEN = 32  # rows
 
 _plain = torch.nn.functional.linear
 
@@ -47,6 +48,13 @@ def product(a_MI: Tensor, b_OI: Tensor) -> Tensor:
     if a_MI.stride(0) == 1 and len(a_MI) > 8 * len(b_OI):
         return quick(b_OI, a_MI).T.contiguous()
     return quick(a_MI, b_OI)
+
+
+def even(x: Tensor) -> int:
+    """What the rows of large products with numbers like these are best a multiple of. oneDNN compiles a kernel for each number of rows
+    that it meets and keeps it: with any number, a training run would compile all the time, and its memory grow with every step.
+    """
+    return EVEN if _suits(x) and _onednn() is not None else 1
 
 
 def quicker(a_MI: Tensor, b_OI: Tensor) -> bool:
