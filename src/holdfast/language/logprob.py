@@ -138,9 +138,8 @@ class _TokenLogps(torch.autograd.Function):
         wide = lse_N.dtype
         hidden_grad = torch.empty_like(hidden_NH) if wants_hidden else None
         weight_grad: torch.Tensor | None = None
-        if wants_weight and (direct := direct and weight_VH.dtype == wide):
-            if weight_VH.grad is None:
-                weight_VH.grad = torch.zeros_like(weight_VH)
+        direct = direct and wants_weight and weight_VH.dtype == wide
+        if direct:
             weight_grad = weight_VH.grad
         bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
         # The two terms of the gradient go apart, so that the chunk's only passes over (C, V) are those that make p.
@@ -166,6 +165,8 @@ class _TokenLogps(torch.autograd.Function):
             if bias_grad is not None:
                 bias_grad -= (g_C1.T @ p_CV)[0]
                 bias_grad.index_add_(0, target_C, t_C1[:, 0])
+        if direct:
+            weight_VH.grad = weight_grad
         return (
             hidden_grad,
             None if weight_grad is None or direct else weight_grad.to(weight_VH.dtype),
@@ -184,9 +185,13 @@ def _add_outer(so_far: torch.Tensor | None, p_CV: torch.Tensor, h_CH: torch.Tens
 
     A block of the vocabulary at a time: what is added is then in the cache, and never in memory beside the sum.
     """
-    sum_VH = torch.zeros(p_CV.shape[1], h_CH.shape[1], dtype=wide, device=h_CH.device) if so_far is None else so_far
+    sum_VH = p_CV.new_empty(p_CV.shape[1], h_CH.shape[1], dtype=wide) if so_far is None else so_far
     for block in _parts(len(sum_VH), BLOCK_TOKENS):
-        sum_VH[block].add_(product(p_CV[:, block].contiguous().T, h_CH.T))
+        made = product(p_CV[:, block].contiguous().T, h_CH.T)
+        if so_far is None:
+            sum_VH[block] = made
+        else:
+            sum_VH[block].add_(made)
     return sum_VH
 
 
