@@ -195,16 +195,50 @@ def test_hyper_parameters_by_member(logs, tmp_path):
         )
 
 
+@pytest.mark.parametrize("kind", ["dqn", "bcq", "fqe"])
+def test_targets_that_are_looked_up_are_those_that_are_computed(logs, kind):
+    """The slow copy is replaced within steps and between them; what a checkpoint brings is seen at once."""
+    looks_up, computes = (objective(logs, kind, "discrete", (5, 6), target_every=30) for _ in range(2))
+    log, batch, called = looks_up.data, computes.data.batch, []
+    computes.data.batch = lambda index: batch(index)._replace(log=None)
+    looks_up.model.q.target.register_forward_pre_hook(lambda *_: called.append(1))
+    rng = np.random.default_rng(0)
+    made = [torch.optim.AdamW(o.model.parameters(), lr=1e-3, weight_decay=0) for o in (looks_up, computes)]
+    for step in range(1, 4):
+        index = rng.integers(0, len(log.obs), (50, 2, 128))
+        for each, optimiser in zip((looks_up, computes), made, strict=True):
+            each.take(step, index.reshape(-1), 1e-3, optimiser)
+    assert len(log.obs) < 30 * 128 and len(called) == 150 / 30
+    mine, other = looks_up.model.state_dict(), computes.model.state_dict()
+    assert max(float((mine[n] - other[n]).abs().max()) for n in other) < 1e-5
+    model, before = looks_up.model, {n: t.clone() for n, t in mine.items()}
+    rows = log.batch(torch.arange(len(log.obs)).expand(2, -1))
+    model.load_state_dict({n: t * 1.5 for n, t in before.items()})
+    assert torch.equal(model.slow(rows), model.q.all(rows.following, target=True)[:, 0])
+    model.every = 1  # no longer worth it for a small batch
+    few = log.batch(torch.tensor([[3], [4]]))
+    assert torch.equal(model.slow(few), model.q.all(few.following, target=True)[:, 0])
+
+
+HARD = ("dqn", "discrete", {"target_every": 60})  # replaced within a step; the run dies between two replacements
+
+
 @pytest.mark.parametrize(
-    ("kind", "actions"),
-    [pytest.param(*b, marks=() if b in FAST else pytest.mark.slow, id=i) for b, i in zip(BOTH, IDS, strict=True)],
+    ("kind", "actions", "more"),
+    [
+        *(
+            pytest.param(*b, {}, marks=() if b in FAST else pytest.mark.slow, id=i)
+            for b, i in zip(BOTH, IDS, strict=True)
+        ),
+        pytest.param(*HARD, id="dqn-discrete-hard"),
+    ],
 )
-def test_a_run_that_dies_goes_on_to_the_same_bytes(logs, tmp_path, monkeypatch, kind, actions):
+def test_a_run_that_dies_goes_on_to_the_same_bytes(logs, tmp_path, monkeypatch, kind, actions, more):
     control = {"replicas": 2, "bootstrap": kind != "fqi_trees"}
     if kind == "fqe":
         control["reference"] = str(tmp_path / "policy")
         pipeline.train(recipe(logs[actions], "bc", 2), tmp_path / "policy", quiet=True)
-    said = recipe(logs[actions], kind, 6, control=control, train={"eval_every": 3})
+    said = recipe(logs[actions], kind, 6, control=control, train={"eval_every": 3}, **more)
     pipeline.train(said, tmp_path / "whole", quiet=True)
     append = Ledger.append
 

@@ -51,6 +51,19 @@ def test_frozen_weights_get_no_gradient_but_the_input_does():
     assert x.grad.abs().sum() > 0 and all(p.grad is None for p in net.parameters())
 
 
+def test_of_two_inputs_the_gradient_is_the_firsts():
+    net, draw = MLP((3, 8, 2), (0, 1), "q"), torch.Generator().manual_seed(0)
+    x, constant = torch.randn(2, 4, 3, generator=draw), torch.randn(2, 4, 3, generator=draw)
+    one, two = net.both(x, constant)
+    assert torch.allclose(one, net(x), atol=1e-6) and torch.allclose(two, net(constant), atol=1e-6)
+    assert not two.requires_grad
+    (one**2).sum().backward()
+    got = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    (net(x) ** 2).sum().backward()
+    assert all(torch.allclose(g, p.grad, atol=1e-6) for g, p in zip(got, net.parameters(), strict=True))
+
+
 def test_a_members_first_weights_are_its_seeds_alone():
     one, many = MLP((3, 8, 1), (7,), "q"), MLP((3, 8, 1), (5, 7), "q")
     assert all(

@@ -59,10 +59,11 @@ class MLP(nn.Module):
                 if bias.requires_grad:
                     bias[m].uniform_(-bound, bound, generator=draw)
 
-    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+    def forward(self, x: Tensor, frozen: bool = False, learnt: int | None = None) -> Tensor:
         """(M', B, I) -> (M, B, O). M' divides M: the members of one group of M / M' read the same input.
 
-        frozen: gradients flow to the input alone.
+        frozen: gradients flow to the input alone. learnt: only the first so many rows have a gradient, the others are
+        constants; of an input that has none itself.
         """
         if len(x) != self.members:
             x = x.repeat_interleave(self.members // len(x), dim=0)
@@ -71,8 +72,13 @@ class MLP(nn.Module):
         parameters = [*self.weights, *self.biases]
         if frozen:
             parameters = [p.detach() for p in parameters]
-        out: Tensor = _Perceptron.apply(x, *parameters)
+        out: Tensor = _Perceptron.apply(x, x.shape[1] if learnt is None else learnt, *parameters)
         return out
+
+    def both(self, x: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs for two inputs of as many rows, by one product a layer. Gradients are those of the first alone."""
+        out = self(torch.cat([x, constant], 1), learnt=x.shape[1])
+        return out[:, : x.shape[1]], out[:, x.shape[1] :].detach()
 
     @torch.no_grad()
     def follow(self, other: MLP, tau: float) -> None:
@@ -94,39 +100,38 @@ class _Perceptron(torch.autograd.Function):
     """Member by member, so that what a member computes is still in the cache when it is needed next."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, learnt: int, *parameters: Tensor) -> Tensor:
         n = len(parameters) // 2
         outputs, inputs = _forward(x, parameters[:n], parameters[n:])
-        ctx.save_for_backward(*parameters[:n], *(h for each in inputs for h in each))
+        ctx.learnt = learnt
+        ctx.save_for_backward(*parameters[:n], *(h[:learnt] for each in inputs for h in each))
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g_MBO: Tensor) -> tuple[Tensor | None, ...]:
-        n = (len(ctx.needs_input_grad) - 1) // 2
+        n = (len(ctx.needs_input_grad) - 2) // 2
         weights, saved = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
-        wants_x, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        to_x: list[Tensor] = []
+        wants_x, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        assert not wants_x or ctx.learnt == g_MBO.shape[1]
         to_w = [torch.empty_like(w) for w in weights] if wants_w else [None] * n
         to_b = [w.new_empty(len(w), 1, w.shape[1]) for w in weights] if wants_w else [None] * n
+
+        to_x: list[Tensor] = []
         for m in range(len(g_MBO)):
-            g, inputs = g_MBO[m], saved[m * n : (m + 1) * n]
+            g, inputs = g_MBO[m, : ctx.learnt], saved[m * n : (m + 1) * n]
             for i in range(n - 1, -1, -1):
                 if i < n - 1:  # g is ours alone by now
                     torch.ops.aten.threshold_backward.grad_input(g, inputs[i + 1], 0, grad_input=g)
                 w, b = to_w[i], to_b[i]
                 if w is not None and b is not None:
-                    # Over many rows to few weights the other library would first bring both into its order.
-                    if len(g) <= 8 * max(w.shape[1:]) and quicker(g.T, inputs[i].T):
-                        w[m].copy_(product(g.T, inputs[i].T))
-                    else:
-                        torch.mm(g.T, inputs[i], out=w[m])
+                    _product_of_rows(g, inputs[i], out=w[m])
                     torch.sum(g, 0, keepdim=True, out=b[m])
                 if i:
                     g = product(g, weights[i][m].T)
-                elif wants_x:
-                    to_x.append(g @ weights[0][m])
-        return (torch.stack(to_x) if wants_x else None, *to_w, *to_b)
+            if wants_x:
+                to_x.append(g @ weights[0][m])
+        return (torch.stack(to_x) if wants_x else None, None, *to_w, *to_b)
 
 
 def _forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, list[list[Tensor]]]:
@@ -140,6 +145,17 @@ def _forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> 
         inputs.append(mine)
         outputs.append(h)
     return torch.stack(outputs), inputs
+
+
+def _product_of_rows(g_BO: Tensor, x_BI: Tensor, out: Tensor) -> None:
+    """g^T x, (O, I), into `out`, by whichever way is quick for the shapes."""
+    if 1 < x_BI.shape[1] < 16:  # to so few columns MKL multiplies at a quarter of the speed that it has for so few rows
+        out.copy_(torch.mm(x_BI.T, g_BO).T)
+    # Over many rows to few weights the other library would first bring both into its order.
+    elif len(g_BO) <= 8 * max(out.shape) and quicker(g_BO.T, x_BI.T):
+        out.copy_(product(g_BO.T, x_BI.T))
+    else:
+        torch.mm(g_BO.T, x_BI, out=out)
 
 
 class Draw:

@@ -47,18 +47,20 @@ class ControlObjective:
             group["lr"] = rate
         K, U = self.draws["members"], self.draws["updates"]
         algorithm, index_UKB = self.model, torch.from_numpy(index).view(U, K, -1)
+        parameters, ones_K = list(algorithm.parameters()), torch.ones(K)
         total: dict[str, Tensor] = {}
         for u in range(U):
             update = (step - 1) * U + u
             algorithm.before(update, optimiser)
-            optimiser.zero_grad(set_to_none=True)
+            for p in parameters:
+                p.grad = None
             losses = algorithm.losses(self.data.batch(index_UKB[u]), Draw(self.seeds, update))
-            torch.stack(list(losses.values())).sum().backward()
+            torch.autograd.backward(list(losses.values()), [ones_K] * len(losses))
             optimiser.step()
             algorithm.after(update)
             for name, loss_K in losses.items():
                 total[name] = total[name] + loss_K.detach() if u else loss_K.detach()
-        gradients = [p.grad for p in algorithm.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
         sums: dict[str, tuple[float, float]] = {}
         for name, value_K in total.items():

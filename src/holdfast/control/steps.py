@@ -107,7 +107,7 @@ class StepData:
         flat = index_KB.reshape(-1)
         columns = (self.obs, self.action, self.reward, self.following, self.terminated)
         looked_up = [x.index_select(0, flat).view(*index_KB.shape, *x.shape[1:]) for x in columns]
-        return Batch._make([*looked_up, index_KB])
+        return Batch._make([*looked_up, index_KB, self.following])
 
 
 class PairData:

@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     following: Tensor  # (K, B, d): the next observation, the true last one where the episode ends
     terminated: Tensor  # (K, B) 1.0 where the environment ended the episode with this step
     place: Tensor  # (K, B) int64: which steps of the log
+    log: Tensor | None = None  # (T, d): the next observations of all its steps, where they are a log's
 
 
 class Pairs(NamedTuple):

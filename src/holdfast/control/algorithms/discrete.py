@@ -40,18 +40,40 @@ class DQN(Algorithm):
         self.doubled, self.td, self.every = double, td, target_every
         self.tau = 1.0 if target_every is not None else 0.005 if tau is None else tau
         self.q = Critic(task, 1)
+        self._known: tuple[Tensor, list[int], Tensor] | None = None  # see `slow`
 
     def restrict(self, q_KBA: Tensor, obs_KBd: Tensor) -> Tensor:
         """Q, -inf where the algorithm forbids an action."""
         return q_KBA
 
-    def td_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(K,) the loss, and (K, B, A) all values of the batch's observations."""
-        q_KBA = self.q.all(batch.obs)[:, 0]
-        with torch.no_grad():
-            target_KBA = self.q.all(batch.following, target=True)[:, 0]
-            chooser = self.q.all(batch.following)[:, 0] if self.doubled else target_KBA
-            next_KB = double_q_value(self.restrict(chooser, batch.following), target_KBA)
+    def slow(self, batch: Batch) -> Tensor:
+        """(K, B, A): the slow copy's values of the next observations, a constant.
+
+        Where the updates between two replacements of it draw no fewer rows than the log has, those of all its steps are
+        computed once and looked up from then on.
+        """
+        log, K = batch.log, self.task.members
+        if log is None or self.every is None or self.every * batch.place.shape[1] < len(log):
+            with torch.no_grad():
+                return self.q.all(batch.following, target=True)[:, 0]
+        # torch counts the writes to a tensor: by a replacement, or a checkpoint that is loaded.
+        written = [t._version for t in self.q.target.buffers()]
+        if self._known is None or self._known[0] is not log or self._known[1] != written:
+            with torch.no_grad():
+                parts = [self.q.all(x.expand(K, -1, -1), target=True)[:, 0] for x in log.split(4096)]
+                self._known = log, written, torch.cat(parts, 1)
+        return at(self._known[2], batch.place)
+
+    def td_loss(self, batch: Batch, allowed_KBA: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(K,) the loss, and (K, B, A) all values of the batch's observations. allowed: which actions may come next."""
+        target_KBA = self.slow(batch)
+        if self.doubled:
+            q_KBA, chooser_KBA = self.q.net.both(batch.obs, batch.following)
+        else:
+            q_KBA, chooser_KBA = self.q.all(batch.obs)[:, 0], target_KBA
+        if allowed_KBA is not None:
+            chooser_KBA = masked(chooser_KBA, allowed_KBA)
+        next_KB = double_q_value(chooser_KBA, target_KBA)
         y_KB = td_target(batch.reward, batch.terminated, next_KB, self.discount)
         chosen_KB = q_KBA.gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
         return mean(td_error(chosen_KB, y_KB, how=self.td)), q_KBA
@@ -120,13 +142,16 @@ class BCQ(DQN):
 
     def restrict(self, q_KBA: Tensor, obs_KBd: Tensor) -> Tensor:
         with torch.no_grad():
-            return masked(q_KBA, bcq_allowed(self.clone.log_probs(obs_KBd), self.threshold[:, :, None]))
+            return masked(q_KBA, self.allowed(self.clone.net(obs_KBd)))
+
+    def allowed(self, logits_KBA: Tensor) -> Tensor:
+        return bcq_allowed(logits_KBA.log_softmax(-1), self.threshold[:, :, None])
 
     def losses(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
-        logits = self.clone.net(batch.obs)
+        logits, next_logits = self.clone.net.both(batch.obs, batch.following)
         nll = -logits.log_softmax(-1).gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
         return {
-            "td": self.td_loss(batch)[0],
+            "td": self.td_loss(batch, self.allowed(next_logits))[0],
             "clone": mean(nll) + self.penalty * (logits**2).mean((-1, -2)),
         }
 
@@ -173,17 +198,22 @@ class FQE(DQN):
         parts = following_Td.split(8192)
         self.next_probs_KTA = torch.cat([probs(x.expand(self.task.members, -1, -1)) for x in parts], 1)
 
-    def td_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def td_loss(self, batch: Batch, allowed_KBA: Tensor | None = None) -> tuple[Tensor, Tensor]:
         assert self.next_probs_KTA is not None
         q_KBA = self.q.all(batch.obs)[:, 0]
-        with torch.no_grad():
-            K, T, A = self.next_probs_KTA.shape
-            member = torch.arange(self.task.members)[:, None] % K
-            probs_KBA = self.next_probs_KTA.view(K * T, A)[member * T + batch.place]
-            next_KB = (probs_KBA * self.q.all(batch.following, target=True)[:, 0]).sum(-1)
+        next_KB = (at(self.next_probs_KTA, batch.place) * self.slow(batch)).sum(-1)
         y_KB = td_target(batch.reward, batch.terminated, next_KB, self.discount)
         chosen_KB = q_KBA.gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
         return mean(td_error(chosen_KB, y_KB, how=self.td)), q_KBA
 
     def value(self, obs_KBd: Tensor, draw: Draw) -> Tensor:
         return (self.policy(obs_KBd) * self.q.all(obs_KBd)[:, 0]).sum(-1)
+
+
+def at(table_KTA: Tensor, place_KB: Tensor) -> Tensor:
+    """(K, B, A): each member's rows of a table over the log's steps; a table of one member is everyone's."""
+    K, T, A = table_KTA.shape
+    if K == 1:
+        return table_KTA[0].index_select(0, place_KB.reshape(-1)).view(*place_KB.shape, A)
+    own = place_KB + T * torch.arange(K)[:, None]
+    return table_KTA.view(K * T, A).index_select(0, own.view(-1)).view(*place_KB.shape, A)
