@@ -277,7 +277,7 @@ def test_a_pair_across_two_parts_is_in_neither():
 def test_a_freeze_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     """Broken off at any table or at the manifest; and what a killed process left is cleared by the next."""
     episodes = some()
-    whole, calls = store._sync, []
+    whole, calls = store.sync, []
     for at in range(6):
 
         def stop(path, at=at):
@@ -287,11 +287,11 @@ def test_a_freeze_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
             whole(path)
 
         calls.clear()
-        monkeypatch.setattr(store, "_sync", stop)
+        monkeypatch.setattr(store, "sync", stop)
         with pytest.raises(EpisodesError, match="No space left"):
             freeze_episodes(episodes, tmp_path / "log", segments=judged(episodes))
         assert list(tmp_path.iterdir()) == [], calls
-    monkeypatch.setattr(store, "_sync", whole)
+    monkeypatch.setattr(store, "sync", whole)
     (tmp_path / ".log.freezing-999999999").mkdir()
     freeze_episodes(episodes, tmp_path / "log")
     assert [p.name for p in tmp_path.iterdir()] == ["log"]

@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from holdfast.data import freeze as freezing
+from holdfast.data import tables
 from holdfast.data.dataset import Dataset, Problem, canonical_json, manifest_bytes, open_dataset, verify_dataset
 from holdfast.data.freeze import freeze_records
 from holdfast.data.records import Judgement
@@ -35,7 +35,7 @@ SAID = [
 
 @pytest.fixture
 def ds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    monkeypatch.setattr(freezing, "_GROUP_ROWS", 2)  # several row groups, so that reading some is not reading all
+    monkeypatch.setattr(tables, "_GROUP_ROWS", 2)  # several row groups, so that reading some is not reading all
     return freeze_records([(j, "in.jsonl", n + 1) for n, j in enumerate(SAID)], tmp_path / "ds")
 
 
@@ -172,12 +172,12 @@ def test_a_manifest_that_was_sealed_again_does_not_pass(ds: Dataset, tmp_path: P
 
 def test_tables_that_do_not_fit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A forger who hashes everything anew, but leaves a judgement without its response."""
-    spill = freezing._Sorter.spill
+    spill = tables.Sorter.spill
 
-    def forgetful(self: freezing._Sorter, table: pa.Table, keep: bool) -> None:
+    def forgetful(self: tables.Sorter, table: pa.Table, keep: bool) -> None:
         spill(self, table.slice(1) if self.name == "responses" else table, keep)
 
-    monkeypatch.setattr(freezing._Sorter, "spill", forgetful)
+    monkeypatch.setattr(tables.Sorter, "spill", forgetful)
     ds = freeze_records(SAID[:1], tmp_path / "ds")
     [problem] = verify_dataset(ds.path)
     assert problem.what == "the tables do not fit together" and "names a response" in problem.found

@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.data import freeze as freezing
+from holdfast.data import tables
 from holdfast.data.dataset import verify_dataset
 from holdfast.data.freeze import RowsRejected, freeze, freeze_records, write_rejects
 from holdfast.data.records import Judgement, Reject, Segment
@@ -37,8 +38,8 @@ def root_of(records: Any, **constants: int) -> str:
     try:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in constants.items():
-                patch.setattr(freezing, name, value)
-            patch.setattr(freezing, "_sync", lambda path: None)  # milliseconds each, and nothing here pulls the plug
+                patch.setattr(tables if hasattr(tables, name) else freezing, name, value)
+            patch.setattr(freezing, "sync", lambda path: None)  # milliseconds each, and nothing here pulls the plug
             ds = freeze_records(records, Path(folder) / "ds")
         assert verify_dataset(ds.path) == []
         return ds.root
@@ -223,7 +224,7 @@ def test_copies_are_counted_apart_and_keep_their_origins(tmp_path: Path) -> None
 
 def test_many_copies_of_one_statement_over_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_SPILL": 5000, "_BLOCK": 600, "_FAN_IN": 3}.items():
-        monkeypatch.setattr(freezing, name, value)
+        monkeypatch.setattr(tables if hasattr(tables, name) else freezing, name, value)
     records = [Judgement("pair", "p", ("a", "b" if i % 10 else "c")) for i in range(200)]
     ds = freeze_records(records, tmp_path / "ds")
     copies: dict[int, list[int]] = {}
@@ -241,7 +242,7 @@ def test_how_the_rows_are_held_leaves_no_trace_in_any_file(tmp_path: Path, monke
     records = [(Judgement("pair", f"p{i % 3}", (texts[i % 300], "no")), "in.jsonl", i) for i in range(900)]
     freeze_records(records, tmp_path / "whole")
     for name, value in {"_SPILL": 100_000, "_BLOCK": 30_000, "_FAN_IN": 3}.items():
-        monkeypatch.setattr(freezing, name, value)
+        monkeypatch.setattr(tables if hasattr(tables, name) else freezing, name, value)
     ds = freeze_records(records, tmp_path / "pieces")
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (tmp_path / "pieces" / file.name).read_bytes(), file.name
@@ -441,7 +442,7 @@ def frozen_by(of: int, files: list[Path], out: Path, **constants: int) -> Any:
     """What freezing these files with so many processes gives, and what it leaves in the folder `out` is in."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(freezing, "_processes", lambda paths: of)
-        patch.setattr(freezing, "_sync", lambda path: None)
+        patch.setattr(freezing, "sync", lambda path: None)
         for name, value in constants.items():
             patch.setattr(f"holdfast.data.{'read' if name in ('CHUNK', 'SAMPLE') else 'freeze'}.{name}", value)
         try:
@@ -622,7 +623,7 @@ def test_interrupted_at_any_sync_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         if calls == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(freezing, "_sync", sync)
+    monkeypatch.setattr(freezing, "sync", sync)
     stop = 0
     freeze_records(said, tmp_path / "whole")
     n = calls

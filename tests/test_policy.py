@@ -459,7 +459,7 @@ def test_what_is_missing_is_named(folder, damage, names, capfd):
 
 def test_saving_is_whole_or_not_at_all(folder, monkeypatch):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    monkeypatch.setattr(module, "_sync", lambda path: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(module, "sync_tree", lambda path: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_model(tiny.model("llama", seed=9), _tokenizer(), folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

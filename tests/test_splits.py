@@ -254,7 +254,7 @@ def test_any_dataset_any_spec(said: list[tuple[str, str | None]], data: st.DataO
         holdout=("x",) if data.draw(st.booleans()) and any(c == "x" for _, c in said) else (),
     )
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(freezing, "_sync", lambda path: None)
+        patch.setattr(freezing, "sync", lambda path: None)
         ds = make(
             Path(folder) / "ds",
             [data.draw(st.sampled_from([p, p.upper(), f" {p}"])) for p, _ in said],
@@ -309,7 +309,7 @@ def test_no_annotator_on_two_sides_and_prompts_whole(said: list[Any], seed: int,
     ]
     spec = SplitTable(seed=seed, validation=0.2, test=0.3, stratify=stratify, group="annotator")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(freezing, "_sync", lambda path: None)
+        patch.setattr(freezing, "sync", lambda path: None)
         ds = grouped(Path(folder) / "ds", rows)
         try:
             split = make_split(ds, spec)

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from holdfast.control.episodes import Episodes, EpisodesError
 from holdfast.control.segments import Segments, attach, named, segment_judgement_id
 from holdfast.data.dataset import DIGEST, Problem, canonical_json, file_sha256, manifest_bytes
+from holdfast.data.disk import alive, sync
 from holdfast.data.merkle import Merkle
 from holdfast.data.offline import refuse_dataset
 from holdfast.errors import IntegrityError
@@ -186,7 +187,7 @@ def freeze_episodes(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{out.name}.freezing-*"):
-            if left == folder or not _alive(left.name.rpartition("-")[2]):
+            if left == folder or not alive(left.name.rpartition("-")[2]):
                 shutil.rmtree(left)  # of a freeze that was killed
         folder.mkdir()
         tables: dict[str, dict[str, Any]] = {}
@@ -202,7 +203,7 @@ def freeze_episodes(
                     tree.extend(made["id"].to_pylist())
                     table = pa.Table.from_arrays([made[f.name] for f in schema], schema=schema)
                     file.write_table(table, row_group_size=max(table.num_rows, 1))
-            _sync(path)
+            sync(path)
             size, digest = path.stat().st_size, file_sha256(path)
             tables[name] = {"rows": rows, "root": tree.root().hex(), "bytes": size, "sha256": digest}
 
@@ -290,8 +291,8 @@ def freeze_episodes(
         }
         sealed = manifest_bytes(manifest)
         (folder / "manifest.json").write_bytes(sealed)
-        _sync(folder / "manifest.json")
-        _sync(folder)
+        sync(folder / "manifest.json")
+        sync(folder)
         if out.is_dir() and any(out.iterdir()):
             if (out / "manifest.json").read_bytes() != sealed:
                 raise EpisodesError(f"{out} holds another log or dataset; name a new folder")
@@ -301,7 +302,7 @@ def freeze_episodes(
         if out.is_dir():
             out.rmdir()  # empty
         folder.replace(out)
-        _sync(out.absolute().parent)
+        sync(out.absolute().parent)
     except OSError as problem:
         raise EpisodesError(f"cannot freeze into {out}: {problem}") from None
     finally:
@@ -618,30 +619,6 @@ def _check_rows(path: Path, name: str, shape: Mapping[str, Any]) -> tuple[list[P
 
 def _one_line(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
-
-
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except OSError:
-        pass  # it is there, and another user's
-    return True
-
-
-def _sync(path: Path) -> None:
-    """To the disk, a file or (where the system can) a folder's entries."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 def step_ids(episode_ids: Sequence[str], offsets: np.ndarray, episodes: np.ndarray) -> tuple[list[str], np.ndarray]:

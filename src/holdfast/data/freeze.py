@@ -29,8 +29,6 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute  # `take` needs it, and would import it at the first row
-import pyarrow.parquet as pq
 
 from holdfast.data.dataset import (
     DIGEST,
@@ -50,17 +48,16 @@ from holdfast.data.dataset import (
     response_id,
     verify_dataset,
 )
+from holdfast.data.disk import alive, sync
 from holdfast.data.merkle import Merkle
 from holdfast.data.offline import refuse_dataset
 from holdfast.data.read import ReadRow, Share, read_files
 from holdfast.data.records import AnnotatorKind, Judgement, Reject, Segment
+from holdfast.data.tables import Sorter, Texts, Writer, array, listed, numbers
 from holdfast.data.validate import validate
 from holdfast.errors import DataError
 
 _SPILL = 24 << 20  # bytes of rows held before they are sorted and spilled
-_BLOCK = 512 << 10  # bytes of a run that a merge holds at a time
-_FAN_IN = 32  # runs merged at a time
-_GROUP_ROWS, _GROUP_BYTES = 2048, 4 << 20  # a table's row groups: small enough to read one text without reading many
 _ROW_COST = 1024  # what a judgement costs in memory beside its texts, about
 _ABOUT = ("annotator", "annotator_kind", "shown", "rubric", "category", "licence", "sources", "extra")
 _ALONE = 16 << 20  # bytes of input that one process freezes alone: dividing the rows takes some time as well
@@ -339,7 +336,7 @@ class _Freezer:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             for left in parent.glob(f".{out.name}.freezing-*"):
-                if not _alive(left.name.rpartition("-")[2]):
+                if not alive(left.name.rpartition("-")[2]):
                     shutil.rmtree(left, ignore_errors=True)  # of a freeze that was killed
             self.folder = parent / f".{out.name}.freezing-{os.getpid()}"
             self.folder.mkdir()
@@ -496,8 +493,8 @@ class _Freezer:
             "files": files,
         }
         (self.folder / "manifest.json").write_bytes(manifest_bytes(manifest))
-        _sync(self.folder / "manifest.json")
-        _sync(self.folder)
+        sync(self.folder / "manifest.json")
+        sync(self.folder)
         if self.out.is_dir() and any(self.out.iterdir()):
             there = open_dataset(self.out, check=False)
             if there.root != root:
@@ -512,7 +509,7 @@ class _Freezer:
         if self.out.is_dir():
             self.out.rmdir()  # empty
         self.folder.replace(self.out)
-        _sync(self.out.absolute().parent)
+        sync(self.out.absolute().parent)
         return open_dataset(self.out, check=False)
 
 
@@ -535,13 +532,13 @@ class _Rows:
         self.met: Callable[[str], object] = str
         self._held = 0
         self._known: dict[str | bytes, tuple[bytes, str, dict[str | bytes, bytes]]] = {}
-        self._prompts, self._responses = _Texts(), _Texts()
+        self._prompts, self._responses = Texts(), Texts()
         self._judgements: list[tuple[Any, ...]] = []
         runs = folder / "runs" / str(share.number)
         runs.mkdir(parents=True, exist_ok=True)
         self._reject_file = (folder / "rejects.jsonl" if share.of == 1 else runs / "rejects").open("wb")
         schemas = {**{name: SCHEMAS[name] for name in _TEXTS}, "judgements": JUDGED}
-        self.sorters = {name: _Sorter(runs, name, schema) for name, schema in schemas.items()}
+        self.sorters = {name: Sorter(runs, name, schema) for name, schema in schemas.items()}
 
     def take(self, read: Callable[[Share], Iterator[ReadRow]], defaults: Mapping[str, str]) -> int:
         """Add or reject what is read; how many rows were added. `defaults`: what holds where a judgement does not
@@ -633,10 +630,10 @@ class _Rows:
             if texts.ids:
                 self.sorters[name].spill(texts.table(SCHEMAS[name]), keep=name in keep)
         if self._judgements:
-            columns = [_array([j[i] for j in self._judgements], field.type) for i, field in enumerate(JUDGED)]
+            columns = [array([j[i] for j in self._judgements], field.type) for i, field in enumerate(JUDGED)]
             table = pa.Table.from_arrays(columns, schema=JUDGED)
             self.sorters["judgements"].spill(table, keep="judgements" in keep)
-        self._prompts, self._responses = _Texts(), _Texts()
+        self._prompts, self._responses = Texts(), Texts()
         self._judgements.clear()
         self._known.clear()
         self._held = 0
@@ -695,23 +692,23 @@ class _Report:
     rejects: Path
 
 
-def _write_texts(folder: Path, sorters: Mapping[str, _Sorter], files: _Digests) -> dict[str, dict[str, Any]]:
+def _write_texts(folder: Path, sorters: Mapping[str, Sorter], files: _Digests) -> dict[str, dict[str, Any]]:
     """Merge and write the tables of prompts and responses; rows and root of each."""
     tables: dict[str, dict[str, Any]] = {}
     for name in _TEXTS:
-        tree, writer = Merkle(), _Writer(folder / f"{name}.parquet", SCHEMAS[name])
+        tree, writer = Merkle(), Writer(folder / f"{name}.parquet", SCHEMAS[name])
         for merged in sorters[name].merge():
-            tree.extend(_listed(digests(merged["id"])))
+            tree.extend(listed(digests(merged["id"])))
             writer.write(merged)
         files.of_output(writer.close())
         tables[name] = {"rows": tree.size, "root": tree.root().hex()}
     return tables
 
 
-def _write_judgements(folder: Path, sorter: _Sorter, files: _Digests) -> dict[str, dict[str, Any]]:
+def _write_judgements(folder: Path, sorter: Sorter, files: _Digests) -> dict[str, dict[str, Any]]:
     """Merge and write judgements and origins; rows and root of the former."""
-    tree, writer = Merkle(), _Writer(folder / "judgements.parquet", SCHEMAS["judgements"])
-    origins = _Writer(folder / "origins.parquet", SCHEMAS["origins"])
+    tree, writer = Merkle(), Writer(folder / "judgements.parquet", SCHEMAS["judgements"])
+    origins = Writer(folder / "origins.parquet", SCHEMAS["origins"])
     last, copies = b"", 0
     for merged in sorter.merge():
         # Identical statements stand together here, perhaps across two pieces. They are counted apart: copy 0, 1, 2,
@@ -726,15 +723,15 @@ def _write_judgements(folder: Path, sorter: _Sorter, files: _Digests) -> dict[st
         table = merged.select(SCHEMAS["judgements"].names)
         if copy.any():
             table = table.set_column(
-                table.num_columns - 1, SCHEMAS["judgements"].field("copy"), _numbers(copy.astype(np.int32))
+                table.num_columns - 1, SCHEMAS["judgements"].field("copy"), numbers(copy.astype(np.int32))
             )
             again = np.flatnonzero(copy)
             ids = ids.copy()
-            for i, said in zip(again, judgement_rows(table.take(_numbers(again))), strict=True):
+            for i, said in zip(again, judgement_rows(table.take(numbers(again))), strict=True):
                 ids[i] = np.frombuffer(judgement_id(said), np.uint8)
             stored = pa.FixedSizeBinaryArray.from_buffers(DIGEST, len(ids), [None, pa.py_buffer(ids.tobytes())])
             table = table.set_column(0, SCHEMAS["judgements"].field("id"), stored)
-        tree.extend(_listed(ids))
+        tree.extend(listed(ids))
         writer.write(table)
         origins.write(merged.select(SCHEMAS["origins"].names).cast(SCHEMAS["origins"]))
     files.of_output(writer.close())
@@ -777,252 +774,7 @@ class _Digests:
         return found.hexdigest()
 
 
-class _Texts:
-    """Prompts or responses that are held in memory: digests and canonical JSON, end to end."""
-
-    def __init__(self) -> None:
-        self.ids: list[bytes] = []
-        self._prompts: list[bytes] = []  # of responses: the prompt of each
-        self._ends = [0]
-        self._content = bytearray()
-
-    def hold(self, content: bytes, digest: bytes, prompt: bytes | None = None) -> int:
-        """Take one in; about how many bytes of memory it will cost until it is spilled."""
-        self.ids.append(digest)
-        if prompt is not None:
-            self._prompts.append(prompt)
-        self._content += content
-        self._ends.append(len(self._content))
-        return 2 * len(content) + 384
-
-    def drop(self, after: int) -> None:
-        """Forget all but the first so many."""
-        del self.ids[after:], self._prompts[after:], self._ends[after + 1 :]
-        del self._content[self._ends[-1] :]
-
-    def table(self, schema: pa.Schema) -> pa.Table:
-        ends, content = pa.py_buffer(np.array(self._ends, np.int32)), pa.py_buffer(self._content)
-        columns = [_array(ids, DIGEST) for ids in (self.ids, self._prompts) if ids]
-        columns.append(pa.StringArray.from_buffers(len(self.ids), ends, content))  # orjson wrote it: it is UTF-8
-        return pa.Table.from_arrays(columns, schema=schema)
-
-
-class _Sorter:
-    """Rows sorted beyond what memory holds: sorted runs on disk (the last in memory), merged a block of each at a time.
-
-    Judgements are sorted by id, file and row. Prompts and responses by id; rows of one id are one row, and one is kept.
-    """
-
-    def __init__(self, folder: Path, name: str, schema: pa.Schema):
-        self.folder, self.name, self.schema = folder, name, schema
-        self.runs: list[Path | pa.Table] = []
-        self._made = 0
-
-    def spill(self, table: pa.Table, keep: bool) -> None:
-        """Sort a run, and write it unless it is to be kept in memory."""
-        run = table.take(_numbers(np.argsort(self._keys(table), kind="stable")))
-        self.runs.append(run if keep else self._write(iter([run])))
-
-    def merge(self) -> Iterator[pa.Table]:
-        """All rows in order, in pieces. Equal ids stand together, if need be across neighbouring pieces."""
-        while len(self.runs) > _FAN_IN:
-            few, self.runs = self.runs[:_FAN_IN], self.runs[_FAN_IN:]
-            self.runs.append(self._write(self._merge(few)))
-            for run in few:
-                if isinstance(run, Path):
-                    run.unlink()
-        yield from self._merge(self.runs)
-
-    def _keys(self, rows: pa.Table | pa.RecordBatch) -> np.ndarray:
-        """What rows are sorted by, as one text of bytes each."""
-        parts = [digests(rows.column("id"))]
-        if "row" in self.schema.names:
-            for name, kind in (("file", ">i4"), ("row", ">i8")):
-                parts.append(_whole(rows.column(name)).astype(kind).view(np.uint8).reshape(len(parts[0]), -1))
-        keys = np.ascontiguousarray(np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0])
-        return keys.view(f"S{keys.shape[1]}").ravel()
-
-    def _write(self, pieces: Iterator[pa.Table]) -> Path:
-        self._made += 1
-        path = self.folder / f"{self.name}-{self._made}.arrow"
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, self.schema) as out:
-            for piece in pieces:
-                out.write_table(piece, max_chunksize=_rows_of_block(piece))
-        return path
-
-    def _merge(self, runs: list[Path | pa.Table]) -> Iterator[pa.Table]:
-        files = [pa.OSFile(str(run), "rb") for run in runs if isinstance(run, Path)]
-        streams = iter(files)
-        readers: list[Iterator[pa.RecordBatch]] = [
-            iter(
-                run.to_batches(_rows_of_block(run)) if isinstance(run, pa.Table) else pa.ipc.open_stream(next(streams))
-            )
-            for run in runs
-        ]
-        heads: list[tuple[pa.RecordBatch, np.ndarray] | None] = [None] * len(runs)
-
-        def refill(i: int) -> None:
-            heads[i] = None
-            for batch in readers[i]:
-                if batch.num_rows:
-                    heads[i] = (batch, self._keys(batch))
-                    return
-
-        for i in range(len(runs)):
-            refill(i)
-        last = b""
-        while live := [i for i, head in enumerate(heads) if head is not None]:
-            # Whatever is not above the smallest of the blocks' last keys can have no smaller row behind it.
-            limit = min(heads[i][1][-1] for i in live)  # type: ignore[index]
-            parts = []
-            for i in live:
-                batch, keys = heads[i]  # type: ignore[misc]
-                n = int(np.searchsorted(keys, limit, side="right"))
-                if n:
-                    parts.append((batch.slice(0, n), keys[:n]))
-                    if n == len(keys):
-                        refill(i)
-                    else:
-                        heads[i] = (batch.slice(n), keys[n:])
-            table = pa.Table.from_batches([batch for batch, _ in parts], self.schema)
-            keys = np.concatenate([keys for _, keys in parts])
-            order = np.argsort(keys, kind="stable") if len(parts) > 1 else np.arange(len(keys))
-            if "row" not in self.schema.names:
-                keys = keys[order]
-                order = order[np.concatenate(([keys[0] != last], keys[1:] != keys[:-1]))]
-                last = keys[-1]
-            if len(order) == table.num_rows and len(parts) == 1:
-                yield table
-            elif len(order):
-                yield table.combine_chunks().take(_numbers(order))
-        for file in files:
-            file.close()
-
-
-class _Writer:
-    """A parquet table, plain and uncompressed, in row groups whose bounds depend on the rows alone."""
-
-    def __init__(self, path: Path, schema: pa.Schema):
-        self.path = path
-        self._writer = pq.ParquetWriter(
-            path, schema, compression="NONE", use_dictionary=False, write_statistics=False, store_schema=False
-        )
-        self._texts = [f.name for f in schema if f.type == pa.string()]
-        self._held: list[pa.Table] = []
-        self._held_rows = self._held_bytes = 0
-
-    def write(self, table: pa.Table) -> None:
-        self._held.append(table)
-        self._held_rows += table.num_rows
-        self._held_bytes += table.nbytes
-        if self._held_rows >= _GROUP_ROWS or self._held_bytes >= _GROUP_BYTES:
-            self._flush(all=False)
-
-    def _flush(self, all: bool) -> None:
-        table = pa.concat_tables(self._held).combine_chunks()
-        size = np.zeros(table.num_rows, np.int64)
-        for name in self._texts:
-            text = _one(table[name])
-            size += np.diff(np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1])
-        total = np.cumsum(size)
-        start = 0
-        while start < table.num_rows:
-            full = int(np.searchsorted(total, (total[start - 1] if start else 0) + _GROUP_BYTES)) + 1
-            end = min(start + _GROUP_ROWS, full)
-            if end > table.num_rows:
-                if not all:
-                    break
-                end = table.num_rows
-            self._writer.write_table(table.slice(start, end - start), row_group_size=end - start)
-            start = end
-        rest = table.slice(start).take(_numbers(np.arange(table.num_rows - start)))  # a copy: it holds nothing else
-        self._held, self._held_rows, self._held_bytes = [rest], rest.num_rows, int(rest.nbytes)
-
-    def close(self) -> Path:
-        """Finish the file; where it is."""
-        if self._held:
-            self._flush(all=True)
-        self._writer.close()
-        return self.path
-
-
-# pyarrow's own ways from Python's and numpy's values first import the whole of pandas where it is installed, which takes
-# longer than freezing most files does. These are made from buffers.
-
-_NUMBERS = {pa.int32(): np.int32, pa.int64(): np.int64, pa.float64(): np.float64}
-
-
-def _numbers(values: np.ndarray, valid: pa.Buffer | None = None) -> pa.Array:
-    kind = {np.dtype(dtype): kind for kind, dtype in _NUMBERS.items()}[values.dtype]
-    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(values)])
-
-
-def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """A column of these values: digests, texts, numbers or lists of them; None is null."""
-    n, nulls = len(values), values.count(None)
-    if nulls == n:
-        return pa.nulls(n, kind)
-    if kind == DIGEST:
-        return pa.Array.from_buffers(kind, n, [None, pa.py_buffer(b"".join(values))])
-    valid = pa.py_buffer(np.packbits([v is not None for v in values], bitorder="little")) if nulls else None
-    if kind in _NUMBERS:
-        return _numbers(np.array([0 if v is None else v for v in values] if nulls else values, _NUMBERS[kind]), valid)
-    parts: Sequence[Any] = ["" if v is None else v for v in values] if nulls else values
-    if kind == pa.string():
-        parts = [v.encode() for v in parts]
-    ends = np.zeros(n + 1, np.int32)
-    np.cumsum([len(v) for v in parts], out=ends[1:])
-    if kind == pa.string():
-        return pa.Array.from_buffers(kind, n, [valid, pa.py_buffer(ends), pa.py_buffer(b"".join(parts))])
-    inner = _array([x for v in parts for x in v], kind.value_type)
-    return pa.Array.from_buffers(kind, n, [valid, pa.py_buffer(ends)], children=[inner])
-
-
-def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _whole(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A column of whole numbers without nulls."""
-    array = _one(column)
-    return np.frombuffer(array.buffers()[1], _NUMBERS[array.type])[array.offset : array.offset + len(array)]
-
-
-def _listed(ids: np.ndarray) -> list[bytes]:
-    """(N, 32) digests as N bytes."""
-    raw = ids.tobytes()
-    return [raw[i : i + 32] for i in range(0, len(raw), 32)]
-
-
-def _rows_of_block(table: pa.Table) -> int:
-    return max(1, table.num_rows * _BLOCK // max(table.nbytes, 1))
-
-
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except OSError:
-        pass  # it is there, and another user's
-    return True
-
-
 def _kept(path: Path) -> int:
     """Bring a finished file to the disk; how many bytes it has."""
-    _sync(path)
+    sync(path)
     return path.stat().st_size
-
-
-def _sync(path: Path) -> None:
-    """To the disk, a file or (where the system can) a folder's entries."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return  # folders cannot be opened everywhere
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

@@ -37,6 +37,7 @@ from holdfast.language.logprob import Head, token_logps
 from holdfast.language.packing import Batch, Groups, Packed, Padded, TokenSource, pack, pad
 from holdfast.training.checkpoint import weights_digest
 from holdfast.training.determinism import derive
+from holdfast.training.ledger import sync_path, sync_tree
 from holdfast.training.products import Linear, even, quicken
 from holdfast.training.ranks import here
 
@@ -744,8 +745,7 @@ def save_model(model: Any, tokenizer: Any, folder: str | Path, *, write: Callabl
         (write or model.save_pretrained)(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-    for path in [*sorted(temporary.rglob("*")), temporary]:
-        _sync(path)
+    sync_tree(temporary)
     if folder.exists():
         aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         folder.rename(aside)
@@ -753,15 +753,7 @@ def save_model(model: Any, tokenizer: Any, folder: str | Path, *, write: Callabl
         shutil.rmtree(aside)
     else:
         temporary.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_path(folder.parent)
 
 
 def _first_line(problem: Exception) -> str:
