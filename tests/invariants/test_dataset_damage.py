@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from holdfast.data import freeze as freezing
+from holdfast.data import tables
 from holdfast.data.dataset import CONTENT, Dataset, open_dataset, verify_dataset
 from holdfast.data.freeze import freeze
 from holdfast.errors import IntegrityError
@@ -31,7 +31,7 @@ def ds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         lines.append(f'{{"prompt": "{i} {text()}", "chosen": "{i} {text()}", "rejected": "{text()} {i}"{extra}}}\n')
     (folder / "in.jsonl").write_text("".join(lines))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(freezing, "_GROUP_ROWS", 100)
+        patch.setattr(tables, "_GROUP_ROWS", 100)
         return freeze(folder / "in.jsonl", folder / "ds", on_error="skip", annotator="ann").dataset
 
 
